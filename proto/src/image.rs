@@ -1,0 +1,120 @@
+//! Images and where their bytes lie.
+
+use std::fmt;
+
+use crate::id::{ContentId, ImageId, Ino, VolumeId};
+use crate::name::VolumePath;
+use crate::time::Timestamp;
+
+/// What "unchanged" means for a file in a volume. The ctime is left out: renames of our own,
+/// libvirt's `chown` and SELinux relabels move it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    pub inode: u64,
+    pub size_bytes: u64,
+    /// Nanoseconds since the epoch, as the volume's file system keeps them.
+    pub mtime_ns: i64,
+}
+
+/// One file on one volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    pub volume: VolumeId,
+    pub path: VolumePath,
+    pub stamp: Stamp,
+}
+
+/// What a file is taken for, by its name so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageFormat {
+    Iso,
+    Img,
+    Ova,
+}
+
+impl ImageFormat {
+    /// By extension, whatever its case; `None` for what is no image.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        let (stem, extension) = name.rsplit_once('.')?;
+        if stem.is_empty() {
+            return None;
+        }
+        match extension.to_ascii_lowercase().as_str() {
+            "iso" => Some(Self::Iso),
+            "img" => Some(Self::Img),
+            "ova" => Some(Self::Ova),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Iso => "iso",
+            Self::Img => "img",
+            Self::Ova => "ova",
+        })
+    }
+}
+
+/// Decides the default folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OsFamily {
+    Windows,
+    Linux,
+    Other,
+}
+
+impl fmt::Display for OsFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Windows => "windows",
+            Self::Linux => "linux",
+            Self::Other => "other",
+        })
+    }
+}
+
+/// The operating system on an image, as far as known; empty texts where it is not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Os {
+    pub family: OsFamily,
+    pub distribution: String,
+    pub version: String,
+    pub arch: String,
+}
+
+impl Os {
+    /// Nothing is known.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            family: OsFamily::Other,
+            distribution: String::new(),
+            version: String::new(),
+            arch: String::new(),
+        }
+    }
+}
+
+/// An immutable content with an id, one inode number and metadata. Its bytes never change: a file
+/// found changed becomes a new image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    pub id: ImageId,
+    pub ino: Ino,
+    pub content: ContentId,
+    /// The name of its file when it was found.
+    pub filename: String,
+    pub size_bytes: u64,
+    pub format: ImageFormat,
+    pub os: Os,
+    /// Permission bits, `0o7777` at most.
+    pub mode: u32,
+    pub created: Timestamp,
+    pub modified: Timestamp,
+    pub changed: Timestamp,
+    pub replicas: Vec<Replica>,
+}

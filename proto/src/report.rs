@@ -1,0 +1,72 @@
+//! What agents tell the catalogue: who they are, which volumes they see, what changed in them.
+
+use crate::cluster::{Node, VolumeState};
+use crate::id::{BootId, ImageId, VolumeId};
+use crate::image::{ImageFormat, Os, Stamp};
+use crate::name::{FolderPath, VolumePath};
+
+/// An agent's first words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub node: Node,
+    pub boot: BootId,
+    pub version: String,
+    pub volumes: Vec<OfferedVolume>,
+}
+
+/// A volume an agent sees, assigned or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferedVolume {
+    pub id: VolumeId,
+    /// The pool to join when the catalogue does not know the volume yet.
+    pub pool_name: String,
+    /// Its directory on that host.
+    pub path: String,
+    pub state: VolumeState,
+}
+
+/// A file as its agent found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundFile {
+    /// The agent's proposal for a new file, the known id for an old one.
+    pub image: ImageId,
+    pub path: VolumePath,
+    pub stamp: Stamp,
+    pub format: ImageFormat,
+    pub os: Os,
+    /// Folder the file's place in the pool asks for; `None` to go by family of OS.
+    pub folder: Option<FolderPath>,
+}
+
+/// What happened to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileEvent {
+    Created,
+    /// Other bytes under the same path: a new image.
+    Updated,
+    Deleted,
+    /// The same file under another path.
+    Moved,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    pub event: FileEvent,
+    pub file: FoundFile,
+}
+
+/// Most changes in one report: bounds a message (about 1 KiB each) and a transaction.
+pub const FILE_CHANGES_MAX: usize = 500;
+
+/// How one scan of one volume ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ScanOutcome {
+    pub files_seen: u64,
+    pub created: u64,
+    pub updated: u64,
+    pub deleted: u64,
+    /// Files met but not taken, and why.
+    pub problems: Vec<(String, String)>,
+    /// Set when the scan failed; the counts are then of what was done before.
+    pub failure: Option<String>,
+}
