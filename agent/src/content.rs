@@ -1,0 +1,145 @@
+//! A range of one image as a stream of pieces: the catalogued bytes, or an error. The file is
+//! compared with its stamp when it is opened and after each piece, so that a file changed or cut
+//! short meanwhile is noticed before its bytes are sent.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use isotope_proto::id::ImageId;
+use isotope_proto::image::Stamp;
+use isotope_proto::range::ByteRange;
+use isotope_proto::refusal::{Reason, Refusal};
+use tokio::sync::mpsc;
+
+use crate::volume::{Volume, open_file, stamp_of};
+
+/// Bytes in one piece. Larger ones gained nothing over gRPC, smaller ones cost processor time.
+const PIECE_BYTES: u64 = 256 << 10;
+/// Pieces read ahead of the network.
+const PIECES_AHEAD: usize = 4;
+
+pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, Refusal>>;
+
+/// Opens an image and begins to read. Errors found at once are answered at once; later ones come
+/// in the stream.
+pub(crate) async fn read(
+    volume: Arc<Volume>,
+    image: ImageId,
+    range: ByteRange,
+) -> Result<Pieces, Refusal> {
+    let open = tokio::task::spawn_blocking(move || open(&volume, image));
+    let (file, stamp) = open.await.map_err(|error| failed(&error))??;
+    if range.end() > stamp.size_bytes {
+        let text = format!("{image} has {} bytes; {} were asked for", stamp.size_bytes, range.end());
+        return Err(Refusal::new(Reason::OutOfRange, text));
+    }
+    let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
+    tokio::task::spawn_blocking(move || {
+        let mut at = range.start();
+        while at < range.end() {
+            let piece = read_piece(&file, stamp, at, PIECE_BYTES.min(range.end() - at));
+            at += piece.as_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(0));
+            let done = piece.is_err();
+            if pieces.blocking_send(piece).is_err() || done {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn open(volume: &Volume, image: ImageId) -> Result<(File, Stamp), Refusal> {
+    let offline = |reason| Refusal::new(Reason::Unavailable, reason);
+    let gone = || Refusal::new(Reason::NotFound, format!("{image} is not on this volume"));
+    let root = volume.root().map_err(offline)?;
+    let (path, stamp) = {
+        let index = volume.index();
+        let (path, stamp) = index.locate(image).ok_or_else(gone)?;
+        (path.clone(), stamp)
+    };
+    let (file, found) = open_file(&root, path.as_str()).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => gone(),
+        _ => Refusal::new(Reason::Storage, format!("cannot open {path}: {error}")),
+    })?;
+    if found == stamp { Ok((file, stamp)) } else { Err(replaced()) }
+}
+
+fn read_piece(file: &File, stamp: Stamp, at: u64, len: u64) -> Result<Bytes, Refusal> {
+    let mut piece = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut piece, at).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => replaced(),
+        _ => failed(&error),
+    })?;
+    let now = rustix::fs::fstat(file).map_err(|error| failed(&error))?;
+    if stamp_of(&now) == stamp { Ok(piece.into()) } else { Err(replaced()) }
+}
+
+fn replaced() -> Refusal {
+    Refusal::new(Reason::Replaced, "the file is no longer the one that was catalogued")
+}
+
+fn failed(error: &dyn std::error::Error) -> Refusal {
+    Refusal::new(Reason::Storage, format!("reading failed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
+    use isotope_proto::name::VolumePath;
+    use isotope_proto::time::Timestamp;
+
+    use super::*;
+    use crate::index::Known;
+
+    const IMAGE: ImageId = ImageId::from_bytes([7; 16]);
+
+    fn volume(dir: &std::path::Path, bytes: &[u8]) -> Arc<Volume> {
+        fs::create_dir(dir.join("iso")).expect("made");
+        fs::write(dir.join("iso/a.iso"), bytes).expect("written");
+        let volume = Volume::open(dir, "isos", None, Timestamp(1)).expect("a volume");
+        let root = volume.root().expect("online");
+        let (_, stamp) = open_file(&root, "iso/a.iso").expect("opened");
+        let path = VolumePath::parse("iso/a.iso").expect("a path");
+        volume.index_mut().insert(path, Known { image: IMAGE, stamp });
+        Arc::new(volume)
+    }
+
+    async fn collect(volume: &Arc<Volume>, start: u64, len: u64) -> Result<Vec<u8>, Reason> {
+        let range = ByteRange::new(start, len).expect("a range");
+        let mut pieces =
+            read(Arc::clone(volume), IMAGE, range).await.map_err(|refusal| refusal.reason)?;
+        let mut all = Vec::new();
+        while let Some(piece) = pieces.recv().await {
+            all.extend_from_slice(&piece.map_err(|refusal| refusal.reason)?);
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn a_range_is_whole_or_an_error() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bytes: Vec<u8> = (0..700_000_u32).map(|n| (n % 251) as u8).collect();
+        let volume = volume(dir.path(), &bytes);
+        assert_eq!(collect(&volume, 0, 700_000).await.as_deref(), Ok(&*bytes));
+        assert_eq!(collect(&volume, 262_143, 2).await.as_deref(), Ok(&bytes[262_143..262_145]));
+        assert_eq!(collect(&volume, 5, 0).await.as_deref(), Ok(&[][..]));
+        assert_eq!(collect(&volume, 699_999, 2).await, Err(Reason::OutOfRange));
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_not_served_as_the_old_image() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path(), b"before");
+        let path = dir.path().join("iso/a.iso");
+        fs::write(&path, b"after!").expect("changed");
+        let file = File::options().write(true).open(&path).expect("opened");
+        file.set_modified(SystemTime::now() + Duration::from_secs(5)).expect("touched");
+        assert_eq!(collect(&volume, 0, 6).await, Err(Reason::Replaced));
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(collect(&volume, 0, 6).await, Err(Reason::NotFound));
+    }
+}

@@ -1,0 +1,265 @@
+//! The rules of the tree: what each change needs, what it refuses, which records it leaves. It
+//! knows records only, neither SQL nor who asked.
+
+use isotope_proto::change::{Delta, Edit};
+use isotope_proto::id::Ino;
+use isotope_proto::image::Image;
+use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, LibraryPath};
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::time::Timestamp;
+use isotope_proto::tree::{Entry, Folder, FolderRef, Place, RenameMode};
+
+use crate::store::{Edits, Rows};
+
+/// What an inode is.
+#[derive(Debug, Clone)]
+pub(crate) enum Node {
+    Folder(Folder),
+    Image(Box<Image>),
+}
+
+fn refuse<T>(reason: Reason, text: String) -> Result<T, Refusal> {
+    Err(Refusal::new(reason, text))
+}
+
+/// What an inode number leads to; it must lead to something.
+pub(crate) fn node(rows: &Rows<'_>, ino: Ino) -> Result<Node, Refusal> {
+    if let Some(folder) = rows.folder(ino)? {
+        return Ok(Node::Folder(folder));
+    }
+    match rows.image_of_ino(ino)? {
+        Some(image) => Ok(Node::Image(Box::new(image))),
+        None => refuse(Reason::NotFound, format!("inode {ino} is gone")),
+    }
+}
+
+/// The entry at a path, and its node; the root has no entry.
+pub(crate) fn find(
+    rows: &Rows<'_>,
+    path: &LibraryPath,
+) -> Result<(Option<Entry>, Node), Refusal> {
+    let mut entry: Option<Entry> = None;
+    let mut at = Node::Folder(rows.folder_known(Ino::ROOT)?);
+    for name in path.names() {
+        let Node::Folder(folder) = &at else {
+            return refuse(Reason::NotAFolder, format!("{path}: a component is no folder"));
+        };
+        let Some(next) = rows.entry(folder.ino, name)? else {
+            return refuse(Reason::NotFound, format!("{path}: no such file or folder"));
+        };
+        at = node(rows, next.ino)?;
+        entry = Some(next);
+    }
+    Ok((entry, at))
+}
+
+fn folder(rows: &Rows<'_>, folder: &FolderRef) -> Result<Folder, Refusal> {
+    match folder {
+        FolderRef::Ino(ino) => match node(rows, *ino)? {
+            Node::Folder(folder) => Ok(folder),
+            Node::Image(_) => refuse(Reason::NotAFolder, format!("inode {ino} is no folder")),
+        },
+        FolderRef::Path(path) => folder_at(rows, path),
+    }
+}
+
+fn folder_at(rows: &Rows<'_>, path: &FolderPath) -> Result<Folder, Refusal> {
+    let mut at = rows.folder_known(Ino::ROOT)?;
+    for name in path.names() {
+        let Some(next) = rows.entry(at.ino, name)? else {
+            return refuse(Reason::NotFound, format!("{path}: no such folder"));
+        };
+        let Some(folder) = rows.folder(next.ino)? else {
+            return refuse(Reason::NotAFolder, format!("{path}: {name} is no folder"));
+        };
+        at = folder;
+    }
+    Ok(at)
+}
+
+/// The folders above a folder and itself, from the root's child down; empty for the root.
+fn lineage(rows: &Rows<'_>, mut at: Ino) -> Result<Vec<Ino>, Refusal> {
+    let mut above = Vec::with_capacity(FOLDER_DEPTH_MAX);
+    while at != Ino::ROOT {
+        above.push(at);
+        let entries = rows.entries_to(at)?;
+        let Some(entry) = entries.first() else {
+            return refuse(Reason::NotFound, format!("folder {at} is gone"));
+        };
+        at = entry.parent;
+    }
+    above.reverse();
+    Ok(above)
+}
+
+/// Levels of folders below a folder.
+fn height(rows: &Rows<'_>, ino: Ino) -> Result<usize, Refusal> {
+    let mut levels = 0;
+    let mut level = rows.subfolders(ino)?;
+    while !level.is_empty() {
+        levels += 1;
+        let mut next = Vec::new();
+        for folder in level {
+            next.extend(rows.subfolders(folder)?);
+        }
+        level = next;
+    }
+    Ok(levels)
+}
+
+/// A folder's times move when its entries change.
+pub(crate) fn touch(edits: &mut Edits<'_>, ino: Ino, now: Timestamp) -> Result<(), Refusal> {
+    let before = edits.folder_known(ino)?;
+    // Never backwards: a clock that was set back must not make a cache believe nothing changed.
+    let now = now.max(Timestamp(before.modified.0.saturating_add(1)));
+    let after = Folder { modified: now, changed: now, ..before.clone() };
+    edits.write(Delta::Folder(Edit::Changed { before, after }))
+}
+
+fn too_deep<T>(name: &EntryName) -> Result<T, Refusal> {
+    refuse(
+        Reason::TooDeep,
+        format!("{name} would lie deeper than {FOLDER_DEPTH_MAX} levels of folders"),
+    )
+}
+
+pub(crate) fn make_folder(
+    edits: &mut Edits<'_>,
+    place: &Place,
+    mode: u32,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let parent = folder(edits, &place.folder)?;
+    make_folder_in(edits, parent.ino, &place.name, mode, now).map(drop)
+}
+
+/// Makes one folder and returns it.
+pub(crate) fn make_folder_in(
+    edits: &mut Edits<'_>,
+    parent: Ino,
+    name: &EntryName,
+    mode: u32,
+    now: Timestamp,
+) -> Result<Ino, Refusal> {
+    if edits.entry(parent, name)?.is_some() {
+        return refuse(Reason::Exists, format!("{name} exists"));
+    }
+    if lineage(edits, parent)?.len() >= FOLDER_DEPTH_MAX {
+        return too_deep(name);
+    }
+    let ino = edits.take_ino()?;
+    let made = Folder { ino, mode: mode & 0o7777, created: now, modified: now, changed: now };
+    edits.write(Delta::Folder(Edit::Made(made)))?;
+    add_entry(edits, parent, name.clone(), ino, now)?;
+    Ok(ino)
+}
+
+/// Gives an inode a name that is known to be free.
+pub(crate) fn add_entry(
+    edits: &mut Edits<'_>,
+    parent: Ino,
+    name: EntryName,
+    ino: Ino,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let id = edits.take_entry_id()?;
+    edits.write(Delta::Entry(Edit::Made(Entry { id, parent, name, ino })))?;
+    touch(edits, parent, now)
+}
+
+pub(crate) fn remove_entry(
+    edits: &mut Edits<'_>,
+    entry: Entry,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let parent = entry.parent;
+    edits.write(Delta::Entry(Edit::Removed(entry)))?;
+    touch(edits, parent, now)
+}
+
+pub(crate) fn remove_folder(
+    edits: &mut Edits<'_>,
+    place: &Place,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let name = &place.name;
+    let parent = folder(edits, &place.folder)?;
+    let Some(entry) = edits.entry(parent.ino, name)? else {
+        return refuse(Reason::NotFound, format!("{name}: no such folder"));
+    };
+    let Some(victim) = edits.folder(entry.ino)? else {
+        return refuse(Reason::NotAFolder, format!("{name} is no folder"));
+    };
+    if !edits.is_empty(victim.ino)? {
+        return refuse(Reason::NotEmpty, format!("the folder {name} is not empty"));
+    }
+    remove_entry(edits, entry, now)?;
+    edits.write(Delta::Folder(Edit::Removed(victim)))
+}
+
+pub(crate) fn rename(
+    edits: &mut Edits<'_>,
+    from: &Place,
+    to: &Place,
+    mode: RenameMode,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let (from_parent, to_parent) = (folder(edits, &from.folder)?, folder(edits, &to.folder)?);
+    let Some(entry) = edits.entry(from_parent.ino, &from.name)? else {
+        return refuse(Reason::NotFound, format!("{}: no such file or folder", from.name));
+    };
+    let target = edits.entry(to_parent.ino, &to.name)?;
+    if let Some(target) = &target {
+        if mode == RenameMode::NoReplace {
+            return refuse(Reason::Exists, format!("{} exists", to.name));
+        }
+        // POSIX: two names of one file, or the name itself, are left as they are.
+        if target.ino == entry.ino {
+            return Ok(());
+        }
+    }
+    let moved = edits.folder(entry.ino)?;
+    if let Some(moved) = &moved {
+        let above = lineage(edits, to_parent.ino)?;
+        if above.contains(&moved.ino) {
+            return refuse(
+                Reason::IntoItself,
+                format!("the folder {} cannot be moved into itself", from.name),
+            );
+        }
+        if above.len() + 1 + height(edits, moved.ino)? > FOLDER_DEPTH_MAX {
+            return too_deep(&to.name);
+        }
+    }
+    if let Some(target) = target {
+        give_way(edits, target, moved.is_some())?;
+    }
+    let after = Entry { parent: to_parent.ino, name: to.name.clone(), ..entry.clone() };
+    edits.write(Delta::Entry(Edit::Changed { before: entry, after }))?;
+    touch(edits, from_parent.ino, now)?;
+    if from_parent.ino != to_parent.ino {
+        touch(edits, to_parent.ino, now)?;
+    }
+    Ok(())
+}
+
+/// Removes what a rename replaces.
+fn give_way(edits: &mut Edits<'_>, target: Entry, for_folder: bool) -> Result<(), Refusal> {
+    let name = target.name.clone();
+    match (node(edits, target.ino)?, for_folder) {
+        (Node::Folder(folder), true) if edits.is_empty(folder.ino)? => {
+            edits.write(Delta::Entry(Edit::Removed(target)))?;
+            edits.write(Delta::Folder(Edit::Removed(folder)))
+        }
+        (Node::Folder(_), true) => {
+            refuse(Reason::NotEmpty, format!("the folder {name} is not empty"))
+        }
+        (Node::Folder(_), false) => refuse(Reason::IsAFolder, format!("{name} is a folder")),
+        (Node::Image(_), true) => refuse(Reason::NotAFolder, format!("{name} is no folder")),
+        // Replacing an image deletes it, and deleting is not done by this release.
+        (Node::Image(_), false) => refuse(
+            Reason::NotPermitted,
+            format!("{name} is an image; images cannot be replaced or deleted yet"),
+        ),
+    }
+}

@@ -1,0 +1,204 @@
+//! Who is connected: one session an agent, alive while its stream is. What agents offer becomes
+//! nodes, pools and volumes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use isotope_proto::change::{Delta, Edit};
+use isotope_proto::cluster::{Live, Node, Pool, Sight, Volume, VolumeState};
+use isotope_proto::id::{BootId, NodeId, PoolId, ScanId, VolumeId};
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::report::{Hello, OfferedVolume};
+use isotope_proto::time::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::store::Edits;
+
+/// An agent that says nothing for so long is taken for gone. Agents ping every second.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Commands waiting for one agent.
+const COMMANDS_MAX: usize = 64;
+
+/// What the catalogue asks of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Scan { scan: ScanId, volume: VolumeId },
+}
+
+struct Session {
+    node: Node,
+    boot: BootId,
+    volumes: Vec<OfferedVolume>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// The sessions of connected agents.
+pub(crate) struct Nodes {
+    sessions: Mutex<HashMap<NodeId, Session>>,
+    live: watch::Sender<Live>,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self { sessions: Mutex::default(), live: watch::Sender::new(Live::default()) }
+    }
+}
+
+impl Nodes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a session. A second agent with the identity of a connected one is refused: two
+    /// hosts that share a state directory's copy would each undo the other's reports.
+    pub(crate) fn connect(&self, hello: Hello) -> Result<mpsc::Receiver<Command>, Refusal> {
+        let mut sessions = self.lock();
+        let Hello { node, boot, volumes, version } = hello;
+        if let Some(other) = sessions.get(&node.id).filter(|other| other.boot != boot) {
+            warn!(node = %node.id, name = %node.name, other = %other.node.address, "second agent with one identity refused");
+            return Err(Refusal::new(
+                Reason::Exists,
+                format!(
+                    "an agent with this node's identity ({}) is connected from {}; if its state \
+                     directory was copied, remove agent/node.json from the copy",
+                    node.id, other.node.address
+                ),
+            ));
+        }
+        info!(node = %node.name, address = %node.address, version, "agent connected");
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        sessions.insert(node.id, Session { node, boot, volumes, commands });
+        self.publish(&sessions);
+        Ok(receiver)
+    }
+
+    /// What a connected agent offers now.
+    pub(crate) fn offer(&self, node: NodeId, volumes: Vec<OfferedVolume>) {
+        let mut sessions = self.lock();
+        if let Some(session) = sessions.get_mut(&node) {
+            session.volumes = volumes;
+        }
+        self.publish(&sessions);
+    }
+
+    pub(crate) fn disconnect(&self, node: NodeId, boot: BootId) {
+        let mut sessions = self.lock();
+        if sessions.get(&node).is_some_and(|session| session.boot == boot)
+            && let Some(session) = sessions.remove(&node)
+        {
+            info!(node = %session.node.name, "agent disconnected");
+        }
+        self.publish(&sessions);
+    }
+
+    fn publish(&self, sessions: &HashMap<NodeId, Session>) {
+        let mut live = Live { connected: sessions.keys().copied().collect(), volumes: Vec::new() };
+        live.connected.sort_unstable();
+        // A volume that several nodes see is online if one of them can use it.
+        let mut states: HashMap<VolumeId, VolumeState> = HashMap::new();
+        for volume in sessions.values().flat_map(|session| &session.volumes) {
+            let state = states.entry(volume.id).or_insert_with(|| volume.state.clone());
+            if matches!(state, VolumeState::Offline(_)) {
+                state.clone_from(&volume.state);
+            }
+        }
+        live.volumes = states.into_iter().collect();
+        live.volumes.sort_unstable_by_key(|(id, _)| *id);
+        self.live.send_if_modified(|standing| {
+            let changed = *standing != live;
+            *standing = live;
+            changed
+        });
+    }
+
+    pub(crate) fn live(&self) -> watch::Receiver<Live> {
+        self.live.subscribe()
+    }
+
+    /// Connected nodes that see a volume and can use it.
+    pub(crate) fn offering(&self, volume: VolumeId) -> BTreeSet<NodeId> {
+        let usable =
+            |v: &OfferedVolume| v.id == volume && matches!(v.state, VolumeState::Online(_));
+        let sessions = self.lock();
+        let offering = sessions.values().filter(|session| session.volumes.iter().any(usable));
+        offering.map(|session| session.node.id).collect()
+    }
+
+    pub(crate) fn command(&self, node: NodeId, command: Command) -> Result<(), Refusal> {
+        let sessions = self.lock();
+        let Some(session) = sessions.get(&node) else {
+            return Err(Refusal::new(Reason::Unavailable, "the node has disconnected"));
+        };
+        session.commands.try_send(command).map_err(|_| {
+            Refusal::new(Reason::Busy, format!("{} has too many commands waiting", session.node.name))
+        })
+    }
+}
+
+/// Records what an agent says of itself and its volumes. A volume seen for the first time joins
+/// the pool of its marker's name, and the node is assigned to that pool.
+pub(crate) fn register(
+    edits: &mut Edits<'_>,
+    hello: &Hello,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    match edits.node(hello.node.id)? {
+        None => edits.write(Delta::Node(Edit::Made(hello.node.clone())))?,
+        Some(before) if before != hello.node => {
+            edits.write(Delta::Node(Edit::Changed { before, after: hello.node.clone() }))?;
+        }
+        Some(_) => {}
+    }
+    for offered in &hello.volumes {
+        register_volume(edits, hello.node.id, offered, now)?;
+    }
+    Ok(())
+}
+
+fn register_volume(
+    edits: &mut Edits<'_>,
+    node: NodeId,
+    offered: &OfferedVolume,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let sight = Sight { node, path: offered.path.clone() };
+    let Some(before) = edits.volume(offered.id)? else {
+        let pool = pool_named(edits, &offered.pool_name, now)?;
+        let volume = Volume { id: offered.id, pool: pool.id, sights: vec![sight] };
+        edits.write(Delta::Volume(Edit::Made(volume)))?;
+        return assign(edits, pool, node);
+    };
+    if before.sights.contains(&sight) {
+        return Ok(());
+    }
+    let new_here = before.sights.iter().all(|sight| sight.node != node);
+    let mut after = before.clone();
+    after.sights.retain(|sight| sight.node != node);
+    after.sights.push(sight);
+    let pool = after.pool;
+    edits.write(Delta::Volume(Edit::Changed { before, after }))?;
+    match edits.pools()?.into_iter().find(|it| it.id == pool) {
+        Some(pool) if new_here => assign(edits, pool, node),
+        _ => Ok(()),
+    }
+}
+
+fn pool_named(edits: &mut Edits<'_>, name: &str, now: Timestamp) -> Result<Pool, Refusal> {
+    if let Some(pool) = edits.pools()?.into_iter().find(|pool| pool.name == name) {
+        return Ok(pool);
+    }
+    let pool = Pool { id: PoolId::mint(now), name: name.to_owned(), assigned: Vec::new() };
+    edits.write(Delta::Pool(Edit::Made(pool.clone())))?;
+    Ok(pool)
+}
+
+fn assign(edits: &mut Edits<'_>, before: Pool, node: NodeId) -> Result<(), Refusal> {
+    if before.assigned.contains(&node) {
+        return Ok(());
+    }
+    let mut after = before.clone();
+    after.assigned.push(node);
+    edits.write(Delta::Pool(Edit::Changed { before, after }))
+}

@@ -1,0 +1,77 @@
+//! Scans under way: which is asked for, what it reports, how it ends.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use isotope_proto::id::{NodeId, ScanId};
+use isotope_proto::report::ScanOutcome;
+use tokio::sync::mpsc;
+
+/// Updates waiting for whoever asked; progress beyond it is dropped, results are not.
+const UPDATES_MAX: usize = 256;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Update {
+    FilesSeen(u64),
+    Ended(ScanOutcome),
+}
+
+#[derive(Default)]
+pub(crate) struct Scans {
+    running: Mutex<HashMap<ScanId, (NodeId, mpsc::Sender<Update>)>>,
+}
+
+impl Scans {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ScanId, (NodeId, mpsc::Sender<Update>)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A scan that `node` is about to be asked for.
+    pub(crate) fn begin(&self, scan: ScanId, node: NodeId) -> mpsc::Receiver<Update> {
+        let (updates, receiver) = mpsc::channel(UPDATES_MAX);
+        self.lock().insert(scan, (node, updates));
+        receiver
+    }
+
+    pub(crate) fn update(&self, scan: ScanId, update: Update) {
+        let mut running = self.lock();
+        let Some((_, updates)) = running.get(&scan) else { return };
+        let ended = matches!(update, Update::Ended(_));
+        // A full queue loses progress only: the end also closes the channel, and a receiver that
+        // finds it closed without an outcome knows that it missed one.
+        let _ = updates.try_send(update);
+        if ended {
+            running.remove(&scan);
+        }
+    }
+
+    /// The node has gone, and its scans with it: their channels close without an outcome.
+    pub(crate) fn node_gone(&self, node: NodeId) {
+        self.lock().retain(|_, (at, _)| *at != node);
+    }
+}
+
+/// What the asker is told at the end, in the words of the user interface.
+pub(crate) fn summary(discovered: u64) -> String {
+    match discovered {
+        0 => "No new ISOs found".to_owned(),
+        1 => "Discovered 1 new ISO".to_owned(),
+        n => format!("Discovered {n} new ISOs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_counts_like_a_person() {
+        for (count, text) in [
+            (0, "No new ISOs found"),
+            (1, "Discovered 1 new ISO"),
+            (12, "Discovered 12 new ISOs"),
+        ] {
+            assert_eq!(summary(count), text);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Reading records: the library as one transaction sees it.
+
+use std::collections::HashMap;
+
+use isotope_proto::change::{Change, Record};
+use isotope_proto::cluster::{Node, Pool, Sight, Volume};
+use isotope_proto::id::{ContentId, EntryId, ImageId, Ino, NodeId, PoolId, Revision, VolumeId};
+use isotope_proto::image::{Image, ImageFormat, Os, OsFamily, Replica, Stamp};
+use isotope_proto::name::{EntryName, VolumePath};
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::time::Timestamp;
+use isotope_proto::tree::{Entry, Folder};
+use rusqlite::types::{FromSql, ToSql, Type};
+use rusqlite::{Connection, OptionalExtension, Params, Row};
+
+use super::{log, storage};
+
+/// Records in one piece of a list: about 300 KiB on the wire.
+const PIECE_RECORDS: usize = 1000;
+
+/// The records of the library, read within one transaction.
+pub(crate) struct Rows<'a> {
+    pub(super) db: &'a Connection,
+}
+
+const FOLDER: &str = "SELECT ino, mode, created_ns, modified_ns, changed_ns FROM folder";
+const ENTRY: &str = "SELECT id, parent, name, ino FROM entry";
+const IMAGE: &str = "SELECT image.id, ino, content, filename, size_bytes, format, os_family,
+    os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns
+    FROM image JOIN content ON content.id = image.content";
+const REPLICA: &str = "SELECT volume, path, inode, size_bytes, mtime_ns, image FROM replica";
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(db: &'a Connection) -> Self {
+        Self { db }
+    }
+
+    fn one<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Refusal> {
+        let query = || self.db.prepare_cached(sql)?.query_row(params, read).optional();
+        query().map_err(storage)
+    }
+
+    fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: fn(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Refusal> {
+        let query = || -> rusqlite::Result<Vec<T>> {
+            self.db.prepare_cached(sql)?.query_map(params, read)?.collect()
+        };
+        query().map_err(storage)
+    }
+
+    fn count(&self, sql: &str) -> Result<u64, Refusal> {
+        let count: Option<i64> = self.one(sql, [], |row| row.get(0))?;
+        Ok(count.unwrap_or(0).unsigned_abs())
+    }
+
+    pub(crate) fn revision(&self) -> Result<Revision, Refusal> {
+        Ok(Revision(self.count("SELECT revision FROM catalog")?))
+    }
+
+    pub(crate) fn image_count(&self) -> Result<u64, Refusal> {
+        self.count("SELECT count(*) FROM image")
+    }
+
+    /// Without the root.
+    pub(crate) fn folder_count(&self) -> Result<u64, Refusal> {
+        self.count("SELECT count(*) - 1 FROM folder")
+    }
+
+    /// Images with a file on each volume.
+    pub(crate) fn image_counts(&self) -> Result<HashMap<VolumeId, u64>, Refusal> {
+        let sql = "SELECT volume, count(DISTINCT image) FROM replica GROUP BY volume";
+        let pairs = self.all(sql, [], |row| {
+            Ok((VolumeId::from_bytes(row.get(0)?), row.get::<_, i64>(1)?.unsigned_abs()))
+        })?;
+        Ok(pairs.into_iter().collect())
+    }
+
+    pub(crate) fn folder(&self, ino: Ino) -> Result<Option<Folder>, Refusal> {
+        self.one(&format!("{FOLDER} WHERE ino = ?1"), [sql_int(ino.0)], folder_of)
+    }
+
+    /// A folder that must be there, for an entry leads to it.
+    pub(crate) fn folder_known(&self, ino: Ino) -> Result<Folder, Refusal> {
+        self.folder(ino)?.ok_or_else(|| {
+            Refusal::new(Reason::Storage, format!("the catalogue has lost folder {ino}"))
+        })
+    }
+
+    pub(crate) fn entry(&self, parent: Ino, name: &EntryName) -> Result<Option<Entry>, Refusal> {
+        let params = (sql_int(parent.0), name.as_str());
+        self.one(&format!("{ENTRY} WHERE parent = ?1 AND name = ?2"), params, entry_of)
+    }
+
+    /// The names that lead to an inode, oldest first.
+    pub(crate) fn entries_to(&self, ino: Ino) -> Result<Vec<Entry>, Refusal> {
+        self.all(&format!("{ENTRY} WHERE ino = ?1 ORDER BY id"), [sql_int(ino.0)], entry_of)
+    }
+
+    /// What lies in a folder, by name.
+    pub(crate) fn children(&self, folder: Ino) -> Result<Vec<Entry>, Refusal> {
+        self.all(&format!("{ENTRY} WHERE parent = ?1 ORDER BY name"), [sql_int(folder.0)], entry_of)
+    }
+
+    pub(crate) fn is_empty(&self, folder: Ino) -> Result<bool, Refusal> {
+        let sql = "SELECT 1 FROM entry WHERE parent = ?1 LIMIT 1";
+        Ok(self.one(sql, [sql_int(folder.0)], |_| Ok(()))?.is_none())
+    }
+
+    /// Folders directly in a folder.
+    pub(crate) fn subfolders(&self, folder: Ino) -> Result<Vec<Ino>, Refusal> {
+        let sql = "SELECT folder.ino FROM entry JOIN folder ON folder.ino = entry.ino
+                   WHERE entry.parent = ?1";
+        self.all(sql, [sql_int(folder.0)], |row| Ok(Ino(sql_uint(row, 0)?)))
+    }
+
+    pub(crate) fn image(&self, id: ImageId) -> Result<Option<Image>, Refusal> {
+        let found = self.one(&format!("{IMAGE} WHERE image.id = ?1"), [id.as_bytes()], image_of)?;
+        self.with_replicas(found)
+    }
+
+    pub(crate) fn image_of_ino(&self, ino: Ino) -> Result<Option<Image>, Refusal> {
+        let found = self.one(&format!("{IMAGE} WHERE ino = ?1"), [sql_int(ino.0)], image_of)?;
+        self.with_replicas(found)
+    }
+
+    /// The image to which the file at a volume's path belongs.
+    pub(crate) fn image_at(
+        &self,
+        volume: VolumeId,
+        path: &VolumePath,
+    ) -> Result<Option<Image>, Refusal> {
+        let sql = "SELECT image FROM replica WHERE volume = ?1 AND path = ?2 LIMIT 1";
+        let params = (volume.as_bytes(), path.as_str());
+        match self.one(sql, params, |row| Ok(ImageId::from_bytes(row.get(0)?)))? {
+            Some(id) => self.image(id),
+            None => Ok(None),
+        }
+    }
+
+    fn with_replicas(&self, image: Option<Image>) -> Result<Option<Image>, Refusal> {
+        let Some(mut image) = image else { return Ok(None) };
+        let sql = format!("{REPLICA} WHERE image = ?1 ORDER BY volume, path");
+        image.replicas = self.all(&sql, [image.id.as_bytes()], replica_of)?;
+        Ok(Some(image))
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> Result<Option<Node>, Refusal> {
+        self.one("SELECT id, name, address FROM node WHERE id = ?1", [id.as_bytes()], node_of)
+    }
+
+    pub(crate) fn nodes(&self) -> Result<Vec<Node>, Refusal> {
+        self.all("SELECT id, name, address FROM node ORDER BY name, id", [], node_of)
+    }
+
+    pub(crate) fn pools(&self) -> Result<Vec<Pool>, Refusal> {
+        let mut pools = self.all("SELECT id, name FROM pool ORDER BY name", [], |row| {
+            let id = PoolId::from_bytes(row.get(0)?);
+            Ok(Pool { id, name: row.get(1)?, assigned: Vec::new() })
+        })?;
+        let sql = "SELECT node FROM pool_node WHERE pool = ?1 ORDER BY rank";
+        for pool in &mut pools {
+            let node = |row: &Row<'_>| Ok(NodeId::from_bytes(row.get(0)?));
+            pool.assigned = self.all(sql, [pool.id.as_bytes()], node)?;
+        }
+        Ok(pools)
+    }
+
+    pub(crate) fn volumes(&self) -> Result<Vec<Volume>, Refusal> {
+        let mut volumes = self.all("SELECT id, pool FROM volume ORDER BY id", [], |row| {
+            let (id, pool) =
+                (VolumeId::from_bytes(row.get(0)?), PoolId::from_bytes(row.get(1)?));
+            Ok(Volume { id, pool, sights: Vec::new() })
+        })?;
+        let sql = "SELECT node, path FROM sight WHERE volume = ?1 ORDER BY node";
+        for volume in &mut volumes {
+            let sight =
+                |row: &Row<'_>| Ok(Sight { node: NodeId::from_bytes(row.get(0)?), path: row.get(1)? });
+            volume.sights = self.all(sql, [volume.id.as_bytes()], sight)?;
+        }
+        Ok(volumes)
+    }
+
+    pub(crate) fn volume(&self, id: VolumeId) -> Result<Option<Volume>, Refusal> {
+        Ok(self.volumes()?.into_iter().find(|volume| volume.id == id))
+    }
+
+    pub(crate) fn changes_after(
+        &self,
+        revision: Revision,
+        count_max: u32,
+    ) -> Result<Option<Vec<Change>>, Refusal> {
+        log::changes_after(self.db, revision, count_max)
+    }
+
+    /// Every record, in pieces, each before those that refer to it; ends early when `take` says
+    /// that nobody wants more.
+    pub(super) fn each_record(
+        &self,
+        mut take: impl FnMut(Vec<Record>) -> bool,
+    ) -> Result<(), Refusal> {
+        let mut cluster: Vec<Record> = Vec::new();
+        cluster.extend(self.nodes()?.into_iter().map(Record::Node));
+        cluster.extend(self.pools()?.into_iter().map(Record::Pool));
+        cluster.extend(self.volumes()?.into_iter().map(Record::Volume));
+        if !take(cluster) {
+            return Ok(());
+        }
+        let folders = format!("{FOLDER} ORDER BY ino");
+        let entries = format!("{ENTRY} ORDER BY parent, id");
+        let _ = self.pieces(&folders, |row| Ok(Record::Folder(folder_of(row)?)), &mut take)?
+            && self.image_pieces(&mut take)?
+            && self.pieces(&entries, |row| Ok(Record::Entry(entry_of(row)?)), &mut take)?;
+        Ok(())
+    }
+
+    fn pieces(
+        &self,
+        sql: &str,
+        read: fn(&Row<'_>) -> rusqlite::Result<Record>,
+        take: &mut impl FnMut(Vec<Record>) -> bool,
+    ) -> Result<bool, Refusal> {
+        let mut statement = self.db.prepare(sql).map_err(storage)?;
+        let mut records = statement.query_map([], read).map_err(storage)?;
+        loop {
+            let piece: Vec<Record> =
+                records.by_ref().take(PIECE_RECORDS).collect::<Result<_, _>>().map_err(storage)?;
+            if piece.is_empty() {
+                return Ok(true);
+            }
+            if !take(piece) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Images merged with their replicas: two sorted cursors instead of a query an image.
+    fn image_pieces(&self, take: &mut impl FnMut(Vec<Record>) -> bool) -> Result<bool, Refusal> {
+        let mut images =
+            self.db.prepare(&format!("{IMAGE} ORDER BY image.id")).map_err(storage)?;
+        let mut replicas = self
+            .db
+            .prepare(&format!("{REPLICA} ORDER BY image, volume, path"))
+            .map_err(storage)?;
+        let mut replicas = replicas
+            .query_map([], |row| Ok((ImageId::from_bytes(row.get(5)?), replica_of(row)?)))
+            .map_err(storage)?
+            .peekable();
+        let mut piece = Vec::with_capacity(PIECE_RECORDS);
+        for image in images.query_map([], image_of).map_err(storage)? {
+            let mut image = image.map_err(storage)?;
+            while let Some(next) = replicas
+                .next_if(|next| next.as_ref().map_or(true, |(owner, _)| *owner == image.id))
+            {
+                image.replicas.push(next.map_err(storage)?.1);
+            }
+            piece.push(Record::Image(image));
+            if piece.len() == PIECE_RECORDS && !take(std::mem::take(&mut piece)) {
+                return Ok(false);
+            }
+        }
+        Ok(piece.is_empty() || take(piece))
+    }
+}
+
+/// SQLite keeps 64-bit integers signed; the bits survive.
+pub(super) fn sql_int(value: u64) -> i64 {
+    value.cast_signed()
+}
+
+fn sql_uint(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    Ok(row.get::<_, i64>(column)?.cast_unsigned())
+}
+
+/// A stored text that must parse, as it did when it was stored.
+fn parsed<S, T, E>(
+    row: &Row<'_>,
+    column: usize,
+    parse: impl Fn(S) -> Result<T, E>,
+) -> rusqlite::Result<T>
+where
+    S: FromSql,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let failed = |error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error);
+    parse(row.get(column)?).map_err(|error| failed(Box::new(error)))
+}
+
+fn folder_of(row: &Row<'_>) -> rusqlite::Result<Folder> {
+    Ok(Folder {
+        ino: Ino(sql_uint(row, 0)?),
+        mode: row.get(1)?,
+        created: Timestamp(row.get(2)?),
+        modified: Timestamp(row.get(3)?),
+        changed: Timestamp(row.get(4)?),
+    })
+}
+
+fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        id: EntryId(sql_uint(row, 0)?),
+        parent: Ino(sql_uint(row, 1)?),
+        name: parsed(row, 2, |name: String| EntryName::parse(&name))?,
+        ino: Ino(sql_uint(row, 3)?),
+    })
+}
+
+fn node_of(row: &Row<'_>) -> rusqlite::Result<Node> {
+    Ok(Node { id: NodeId::from_bytes(row.get(0)?), name: row.get(1)?, address: row.get(2)? })
+}
+
+fn replica_of(row: &Row<'_>) -> rusqlite::Result<Replica> {
+    Ok(Replica {
+        volume: VolumeId::from_bytes(row.get(0)?),
+        path: parsed(row, 1, |path: String| VolumePath::parse(&path))?,
+        stamp: Stamp {
+            inode: sql_uint(row, 2)?,
+            size_bytes: sql_uint(row, 3)?,
+            mtime_ns: row.get(4)?,
+        },
+    })
+}
+
+/// Without its replicas.
+fn image_of(row: &Row<'_>) -> rusqlite::Result<Image> {
+    Ok(Image {
+        id: ImageId::from_bytes(row.get(0)?),
+        ino: Ino(sql_uint(row, 1)?),
+        content: ContentId::from_bytes(row.get(2)?),
+        filename: row.get(3)?,
+        size_bytes: sql_uint(row, 4)?,
+        format: row.get::<_, Stored<ImageFormat>>(5)?.0,
+        os: Os {
+            family: row.get::<_, Stored<OsFamily>>(6)?.0,
+            distribution: row.get(7)?,
+            version: row.get(8)?,
+            arch: row.get(9)?,
+        },
+        mode: row.get(10)?,
+        created: Timestamp(row.get(11)?),
+        modified: Timestamp(row.get(12)?),
+        changed: Timestamp(row.get(13)?),
+        replicas: Vec::new(),
+    })
+}
+
+/// An enumeration stored by the name it is shown under.
+pub(super) struct Stored<T>(pub(super) T);
+
+macro_rules! stored {
+    ($($type:ident: $($variant:ident),+;)*) => {$(
+        impl FromSql for Stored<$type> {
+            fn column_result(
+                value: rusqlite::types::ValueRef<'_>,
+            ) -> rusqlite::types::FromSqlResult<Self> {
+                let text = value.as_str()?;
+                [$($type::$variant),+]
+                    .into_iter()
+                    .find(|variant| variant.to_string() == text)
+                    .map(Stored)
+                    .ok_or(rusqlite::types::FromSqlError::InvalidType)
+            }
+        }
+        impl ToSql for Stored<$type> {
+            fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+                Ok(self.0.to_string().into())
+            }
+        }
+    )*};
+}
+
+stored! {
+    ImageFormat: Iso, Img, Ova;
+    OsFamily: Windows, Linux, Other;
+}

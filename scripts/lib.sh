@@ -1,0 +1,70 @@
+# What the scripts share: the tools of this machine. Sourced, never run.
+# shellcheck shell=bash
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    else
+        command -v sudo >/dev/null || fail "need root to run: $*; there is no sudo here"
+        sudo "$@"
+    fi
+}
+
+# Why we install a package, for the one who wonders.
+reason_for() {
+    case $1 in
+        gcc) echo 'compiles SQLite and links' ;;
+        fuse3) echo 'mounts and unmounts in the tests' ;;
+        ipxe | grub-rescue-pc) echo 'ships a real ISO that the tests read' ;;
+        xorriso) echo 'makes ISOs for the tests' ;;
+        qemu-system-x86) echo 'boots an ISO from the mount' ;;
+        *) echo 'used by this script' ;;
+    esac
+}
+
+apt_get() {
+    # Another apt may be at work, as at the first boot of a cloud machine.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"
+}
+
+# ensure_packages PKG…: installs those Debian packages that are missing.
+ensure_packages() {
+    local package missing=()
+    for package in "$@"; do
+        if [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) != installed ]]; then
+            missing+=("$package")
+        fi
+    done
+    ((${#missing[@]})) || return 0
+    command -v apt-get >/dev/null ||
+        fail "these Debian packages, or what they hold, must be installed by hand: ${missing[*]}"
+    echo 'Installing Debian packages that are missing:'
+    for package in "${missing[@]}"; do
+        printf '  %-18s %s\n' "$package" "$(reason_for "$package")"
+    done
+    apt_get update || echo 'apt-get update failed; trying with the lists that are here'
+    apt_get install -y --no-install-recommends "${missing[@]}" || {
+        echo 'Trying once more'
+        sleep 5
+        apt_get install -y --no-install-recommends "${missing[@]}"
+    } || fail "cannot install ${missing[*]}"
+}
+
+# ensure_rust: cargo, with its formatter and its lints.
+ensure_rust() {
+    if ! command -v cargo >/dev/null && [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then
+        PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    fi
+    command -v cargo >/dev/null || fail 'there is no cargo; install Rust with rustup'
+    local missing=()
+    cargo fmt --version >/dev/null 2>&1 || missing+=(rustfmt)
+    cargo clippy --version >/dev/null 2>&1 || missing+=(clippy)
+    ((${#missing[@]})) || return 0
+    command -v rustup >/dev/null || fail "cargo lacks ${missing[*]}, and there is no rustup to add it"
+    rustup component add "${missing[@]}"
+}
