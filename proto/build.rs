@@ -14,8 +14,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={file}");
     }
     let descriptors = protox::compile(FILES, ["."])?;
-    tonic_prost_build::configure()
-        .bytes(".isotope.v1.ReadChunk.data")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".isotope.v1.ReadChunk.data").compile_fds(descriptors)?;
     Ok(())
 }

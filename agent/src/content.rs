@@ -32,7 +32,8 @@ pub(crate) async fn read(
     let open = tokio::task::spawn_blocking(move || open(&volume, image));
     let (file, stamp) = open.await.map_err(|error| failed(&error))??;
     if range.end() > stamp.size_bytes {
-        let text = format!("{image} has {} bytes; {} were asked for", stamp.size_bytes, range.end());
+        let text =
+            format!("{image} has {} bytes; {} were asked for", stamp.size_bytes, range.end());
         return Err(Refusal::new(Reason::OutOfRange, text));
     }
     let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);

@@ -78,8 +78,7 @@ impl Index {
         for line in file.files {
             let path = VolumePath::parse(&line.path).map_err(|error| error.to_string())?;
             let image = line.image.parse::<ImageId>().map_err(|error| error.to_string())?;
-            let stamp =
-                Stamp { inode: line.inode, size_bytes: line.size, mtime_ns: line.mtime_ns };
+            let stamp = Stamp { inode: line.inode, size_bytes: line.size, mtime_ns: line.mtime_ns };
             index.insert(path, Known { image, stamp });
         }
         Ok(index)

@@ -66,8 +66,7 @@ pub(crate) fn write(root: &OwnedFd, volume: VolumeId, pool: &str) -> io::Result<
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    let marker =
-        MarkerFile { format: FORMAT, volume: volume.to_string(), pool: pool.to_owned() };
+    let marker = MarkerFile { format: FORMAT, volume: volume.to_string(), pool: pool.to_owned() };
     write_beneath(root, "volume.json", &serde_json::to_vec_pretty(&marker)?)
 }
 
@@ -76,7 +75,8 @@ pub(crate) fn write_beneath(root: &OwnedFd, name: &str, bytes: &[u8]) -> io::Res
     use std::io::Write as _;
     let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let sidecar = openat(root, SIDECAR_DIR, directory, Mode::empty())?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let temporary = format!("{name}.new");
     let mut file =
         std::fs::File::from(openat(&sidecar, &temporary, flags, Mode::from_raw_mode(0o644))?);

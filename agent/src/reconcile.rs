@@ -32,10 +32,8 @@ pub(crate) fn reconcile(
     let unchanged = |path: &VolumePath, stamp: &Stamp| {
         known.get(path).is_some_and(|known| known.stamp == *stamp)
     };
-    let mut gone: BTreeMap<&VolumePath, &Known> = known
-        .iter()
-        .filter(|(path, known)| seen.get(*path) != Some(&known.stamp))
-        .collect();
+    let mut gone: BTreeMap<&VolumePath, &Known> =
+        known.iter().filter(|(path, known)| seen.get(*path) != Some(&known.stamp)).collect();
     let by_stamp: HashMap<Stamp, &VolumePath> =
         gone.iter().map(|(path, known)| (known.stamp, *path)).collect();
     let mut moved = Vec::new();
@@ -101,10 +99,17 @@ mod tests {
 
     fn known(files: &[(&str, u8)]) -> BTreeMap<VolumePath, Known> {
         let known = |n: u8| Known { image: ImageId::from_bytes([n; 16]), stamp: stamp(n) };
-        files.iter().map(|&(path, n)| (VolumePath::parse(path).expect("a path"), known(n))).collect()
+        files
+            .iter()
+            .map(|&(path, n)| (VolumePath::parse(path).expect("a path"), known(n)))
+            .collect()
     }
 
-    fn check(before: &[(&str, u8)], after: &[(&str, u8)], expected: &[(FileEvent, &str, Option<u8>)]) {
+    fn check(
+        before: &[(&str, u8)],
+        after: &[(&str, u8)],
+        expected: &[(FileEvent, &str, Option<u8>)],
+    ) {
         let seen = known(after).into_iter().map(|(path, known)| (path, known.stamp)).collect();
         let found = reconcile(&known(before), &seen);
         let found: Vec<_> = found
@@ -135,11 +140,7 @@ mod tests {
             &[(Moved, "a", Some(2)), (Moved, "b", Some(1))],
         );
         // Moved away, and a new file in its place.
-        check(
-            &[("a", 1)],
-            &[("a", 3), ("b", 1)],
-            &[(Moved, "b", Some(1)), (Created, "a", None)],
-        );
+        check(&[("a", 1)], &[("a", 3), ("b", 1)], &[(Moved, "b", Some(1)), (Created, "a", None)]);
     }
 
     #[test]

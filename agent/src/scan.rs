@@ -11,9 +11,7 @@ use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::pb;
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::refusal::Refusal;
-use isotope_proto::report::{
-    FILE_CHANGES_MAX, FileChange, FileEvent, FoundFile, ScanOutcome,
-};
+use isotope_proto::report::{FILE_CHANGES_MAX, FileChange, FileEvent, FoundFile, ScanOutcome};
 use tonic::transport::Channel;
 use tracing::{info, warn};
 

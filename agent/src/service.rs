@@ -45,7 +45,10 @@ impl ContentService for Content {
     type ReadStream =
         std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<ReadChunk, Status>> + Send>>;
 
-    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        request: Request<ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
         let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
         let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
+use crate::Volumes;
 use crate::scan::{Link, scan};
 use crate::volume::Volume;
-use crate::Volumes;
 
 /// The catalogue takes an agent for gone after five of these without a word.
 const PING: Duration = Duration::from_secs(1);
@@ -104,7 +104,8 @@ impl Session {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE);
         endpoint.connect().await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map_or(String::new(), |e| format!(": {e}"));
+            let cause =
+                std::error::Error::source(&error).map_or(String::new(), |e| format!(": {e}"));
             tonic::Status::unavailable(format!("{error}{cause}")).into()
         })
     }

@@ -111,7 +111,9 @@ impl Volume {
                 Root::Offline(reason) => VolumeState::Offline(reason),
                 Root::Open(root) => match space(&root) {
                     Ok(space) => VolumeState::Online(space),
-                    Err(error) => VolumeState::Offline(format!("its disk does not answer: {error}")),
+                    Err(error) => {
+                        VolumeState::Offline(format!("its disk does not answer: {error}"))
+                    }
                 },
             },
         }
@@ -180,7 +182,8 @@ fn space(root: &OwnedFd) -> io::Result<Space> {
     Ok(Space {
         filesystem: format!("{}:{:x}", machine.trim(), stat.st_dev),
         capacity_bytes: vfs.f_blocks.saturating_mul(vfs.f_frsize),
-        free_bytes: vfs.f_bavail.saturating_mul(vfs.f_frsize),
+        free_bytes: vfs.f_bfree.saturating_mul(vfs.f_frsize),
+        available_bytes: vfs.f_bavail.saturating_mul(vfs.f_frsize),
     })
 }
 

@@ -77,7 +77,8 @@ pub(crate) fn walk(root: &OwnedFd, mut progress: impl FnMut(u64)) -> io::Result<
                 }
                 _ if ImageFormat::of_name(name).is_none() => {}
                 FileType::RegularFile if stat.st_nlink > 1 => {
-                    let reason = format!("has {} hard links; only files of one name", stat.st_nlink);
+                    let reason =
+                        format!("has {} hard links; only files of one name", stat.st_nlink);
                     seen.problem(&at, reason + " are taken");
                 }
                 FileType::RegularFile => match (EntryName::parse(name), VolumePath::parse(&at)) {

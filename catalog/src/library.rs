@@ -34,10 +34,7 @@ pub(crate) fn node(rows: &Rows<'_>, ino: Ino) -> Result<Node, Refusal> {
 }
 
 /// The entry at a path, and its node; the root has no entry.
-pub(crate) fn find(
-    rows: &Rows<'_>,
-    path: &LibraryPath,
-) -> Result<(Option<Entry>, Node), Refusal> {
+pub(crate) fn find(rows: &Rows<'_>, path: &LibraryPath) -> Result<(Option<Entry>, Node), Refusal> {
     let mut entry: Option<Entry> = None;
     let mut at = Node::Folder(rows.folder_known(Ino::ROOT)?);
     for name in path.names() {

@@ -132,7 +132,10 @@ impl Nodes {
             return Err(Refusal::new(Reason::Unavailable, "the node has disconnected"));
         };
         session.commands.try_send(command).map_err(|_| {
-            Refusal::new(Reason::Busy, format!("{} has too many commands waiting", session.node.name))
+            Refusal::new(
+                Reason::Busy,
+                format!("{} has too many commands waiting", session.node.name),
+            )
         })
     }
 }

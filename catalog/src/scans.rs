@@ -66,11 +66,9 @@ mod tests {
 
     #[test]
     fn the_summary_counts_like_a_person() {
-        for (count, text) in [
-            (0, "No new ISOs found"),
-            (1, "Discovered 1 new ISO"),
-            (12, "Discovered 12 new ISOs"),
-        ] {
+        for (count, text) in
+            [(0, "No new ISOs found"), (1, "Discovered 1 new ISO"), (12, "Discovered 12 new ISOs")]
+        {
             assert_eq!(summary(count), text);
         }
     }

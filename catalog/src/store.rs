@@ -21,8 +21,8 @@ use crate::feed::Feed;
 pub use open::OpenError;
 pub(crate) use rows::Rows;
 pub(crate) use write::Edits;
-pub(crate) use writer::{Committed, Verb};
 use writer::Job;
+pub(crate) use writer::{Committed, Verb};
 
 /// Reads at once: enough to keep two cores busy while one waits for the disk.
 const READERS: usize = 4;

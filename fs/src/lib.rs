@@ -1,1 +1,146 @@
-//! x
+//! The mount: the library as a FUSE file system. It holds the whole namespace in memory, follows
+//! the catalogue's feed, and reads bytes from whichever host has them. It knows nothing of pools'
+//! directories, nor how the catalogue decides.
+//!
+//! [`Config`] → [`Mount::build`] (checks the mount point) → [`Mount::serve`].
+
+mod adapter;
+mod attr;
+mod catalog;
+mod clock;
+mod errno;
+mod error;
+mod follow;
+mod handle;
+mod mirror;
+mod mountpoint;
+mod notify;
+mod read_ahead;
+mod remote;
+mod replicas;
+mod session;
+mod tree;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isotope_proto::cluster::Watcher;
+use isotope_proto::pb::feed_service_client::FeedServiceClient;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Endpoint, Uri};
+use tracing::info;
+
+use crate::adapter::Adapter;
+pub use crate::attr::Owner;
+use crate::catalog::Catalog;
+use crate::follow::{Contact, Follower};
+use crate::handle::Handles;
+pub use crate::mountpoint::{MountPointError, our_mounts};
+use crate::notify::Notifications;
+pub use crate::remote::Hosts;
+pub use crate::replicas::Route;
+
+/// All replicas together have so long to deliver one read; then the reader gets EIO.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// The largest read asked of us: what the kernel's read-ahead is widened to.
+const READ_REQUEST_BYTES: u32 = 1 << 20;
+
+/// What a mount is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub mountpoint: PathBuf,
+    pub catalog: Uri,
+    /// This host's name, shown by `isotope status`.
+    pub host: String,
+    pub owner: Owner,
+}
+
+/// Why a mount could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error(transparent)]
+    MountPoint(#[from] MountPointError),
+    #[error("cannot mount on {path}: {error}")]
+    Mount { path: PathBuf, error: io::Error },
+    #[error("the mount on {path} failed: {error}")]
+    Session { path: PathBuf, error: io::Error },
+}
+
+/// A mount that may be mounted.
+pub struct Mount {
+    config: Config,
+}
+
+impl Mount {
+    /// Checks the mount point, and clears a stale mount a killed process left there.
+    ///
+    /// # Errors
+    /// When it is missing, in use or not empty, or FUSE cannot be used here.
+    pub fn build(config: Config) -> Result<Self, MountError> {
+        mountpoint::prepare(&config.mountpoint)?;
+        Ok(Self { config })
+    }
+
+    /// Waits for the catalogue, mounts, says so on `ready`, and serves until `stop` is cancelled
+    /// or somebody unmounts it.
+    ///
+    /// # Errors
+    /// When mounting fails, or the kernel ends the session.
+    pub async fn serve(
+        self,
+        stop: CancellationToken,
+        ready: oneshot::Sender<()>,
+    ) -> Result<(), MountError> {
+        let Config { mountpoint, catalog, host, owner } = self.config;
+        let channel = catalog::connect(Endpoint::from(catalog.clone()));
+        let notifications = Notifications::default();
+        let (first, listed) = oneshot::channel();
+        let follower = Follower {
+            client: FeedServiceClient::new(channel.clone()),
+            catalog: catalog.to_string(),
+            watcher: Watcher { host, purpose: format!("mount {}", mountpoint.display()) },
+            contact: watch::Sender::new(Contact::Lost),
+            notifications: notifications.clone(),
+            mirror: None,
+            first: Some(first),
+        };
+        let follower = tokio::spawn(follower.run());
+        let mirror = tokio::select! {
+            Ok(mirror) = listed => mirror,
+            () = stop.cancelled() => {
+                follower.abort();
+                return Ok(());
+            }
+        };
+        let adapter = Adapter {
+            handles: Arc::new(Handles::new(Arc::clone(&mirror), Arc::default())),
+            mirror,
+            catalog: Catalog::new(channel),
+            owner,
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let source = format!("isotope:{}", catalog.authority().map_or("", |it| it.as_str()));
+        let mounted = session::mount(&mountpoint, &source, adapter, notifications);
+        let mut mounted =
+            mounted.map_err(|error| MountError::Mount { path: mountpoint.clone(), error })?;
+        info!(mountpoint = %mountpoint.display(), "mounted");
+        // Whoever started us may not want to know.
+        let _ = ready.send(());
+        let ended = tokio::select! {
+            ended = mounted.ended() => {
+                info!(mountpoint = %mountpoint.display(), "unmounted from outside");
+                ended.map_err(|error| MountError::Session { path: mountpoint, error })
+            }
+            () = stop.cancelled() => {
+                mounted.unmount().await;
+                info!(mountpoint = %mountpoint.display(), "unmounted");
+                Ok(())
+            }
+        };
+        follower.abort();
+        ended
+    }
+}

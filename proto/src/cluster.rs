@@ -42,6 +42,8 @@ pub struct Space {
     pub filesystem: String,
     pub capacity_bytes: u64,
     pub free_bytes: u64,
+    /// Of these, what others than root may use.
+    pub available_bytes: u64,
 }
 
 /// Whether a volume can be used now.

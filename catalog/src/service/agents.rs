@@ -38,7 +38,8 @@ impl AgentService for Agents {
         };
         let hello = Hello::try_from(hello)?;
         let commands = self.0.nodes.connect(hello.clone())?;
-        let session = Session { core: self.0.clone(), node: hello.node.id, boot: hello.boot, hello };
+        let session =
+            Session { core: self.0.clone(), node: hello.node.id, boot: hello.boot, hello };
         self.0.store.commit(None, Verb::Register { hello: session.hello.clone() }).await?;
         let (out, stream) = mpsc::channel(STREAM_MAX);
         let welcome = catalog_message::Message::Welcome(pb::Welcome {
@@ -121,7 +122,9 @@ impl Session {
 
     async fn heard(&mut self, message: pb::AgentMessage) -> Result<(), Refusal> {
         match message.message.ok_or(Malformed::Missing("message"))? {
-            agent_message::Message::Hello(_) => Err(Malformed::Missing("a message after hello").into()),
+            agent_message::Message::Hello(_) => {
+                Err(Malformed::Missing("a message after hello").into())
+            }
             agent_message::Message::Ping(pb::Ping {}) => Ok(()),
             agent_message::Message::Volumes(report) => {
                 let volumes = Vec::<OfferedVolume>::try_from(report)?;

@@ -115,7 +115,11 @@ impl Run {
         let _ = self.out.send(Ok(pb::ScanEvent { event: Some(summary) })).await;
     }
 
-    async fn start(&self, pool: &Pool, volume: &Volume) -> Option<(String, mpsc::Receiver<Update>)> {
+    async fn start(
+        &self,
+        pool: &Pool,
+        volume: &Volume,
+    ) -> Option<(String, mpsc::Receiver<Update>)> {
         let choice = choose(pool, &self.core.nodes.offering(volume.id));
         let (node, mut reason) = match choice {
             Choice::Node { node, reason } => (Some(node), reason.to_owned()),
@@ -134,8 +138,12 @@ impl Run {
         });
         let name = started.as_ref().map(|(name, _)| name.clone()).unwrap_or_default();
         debug!(pool = pool.name, volume = %volume.id, node = name, reason, "node chosen for a scan");
-        let choice =
-            pb::ScanChoice { pool: pool.name.clone(), volume_id: volume.id.into(), node: name, reason };
+        let choice = pb::ScanChoice {
+            pool: pool.name.clone(),
+            volume_id: volume.id.into(),
+            node: name,
+            reason,
+        };
         let _ = self.out.send(Ok(pb::ScanEvent { event: Some(Event::Choice(choice)) })).await;
         started
     }
@@ -184,7 +192,10 @@ impl Follow {
         outcome
     }
 
-    async fn send(&self, event: Event) -> Result<(), mpsc::error::SendError<Result<pb::ScanEvent, Status>>> {
+    async fn send(
+        &self,
+        event: Event,
+    ) -> Result<(), mpsc::error::SendError<Result<pb::ScanEvent, Status>>> {
         self.out.send(Ok(pb::ScanEvent { event: Some(event) })).await
     }
 }

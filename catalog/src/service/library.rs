@@ -81,7 +81,10 @@ fn send_below(
 impl LibraryService for Library {
     type ListStream = ReceiverStream<Result<pb::Listing, Status>>;
 
-    async fn stat(&self, request: Request<pb::StatRequest>) -> Result<Response<pb::Listing>, Status> {
+    async fn stat(
+        &self,
+        request: Request<pb::StatRequest>,
+    ) -> Result<Response<pb::Listing>, Status> {
         enum Target {
             Path(LibraryPath),
             Image(ImageId),
@@ -119,9 +122,7 @@ impl LibraryService for Library {
             let failed = out.clone();
             let listed = store.read(move |rows| match library::find(rows, &path)? {
                 (_, Node::Folder(folder)) => send_below(rows, &path, folder.ino, levels, &out),
-                (entry, image) => {
-                    Ok(out.blocking_send(Ok(listing(&path, entry, image))).is_ok())
-                }
+                (entry, image) => Ok(out.blocking_send(Ok(listing(&path, entry, image))).is_ok()),
             });
             if let Err(refusal) = listed.await {
                 // The client may be gone, and then needs no answer.

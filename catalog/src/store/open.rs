@@ -95,10 +95,7 @@ impl Opened {
 }
 
 /// A file of somebody else's must not be touched, so this looks before anything is set.
-fn check_identity(
-    connection: &Connection,
-    path: &Path,
-) -> rusqlite::Result<Result<(), OpenError>> {
+fn check_identity(connection: &Connection, path: &Path) -> rusqlite::Result<Result<(), OpenError>> {
     let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -118,17 +115,26 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    let failed =
-        |error| OpenError::Migrate { path: path.to_owned(), error: Box::new(error) };
+    let failed = |error| OpenError::Migrate { path: path.to_owned(), error: Box::new(error) };
     let runner = embedded::migrations::runner();
     let known = runner.get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0);
-    let applied = runner.get_applied_migrations(connection).map_err(failed)?;
-    let found = applied.iter().map(|m| i64::from(m.version())).max().unwrap_or(0);
+    let found = schema_version(connection)
+        .map_err(|error| OpenError::Sqlite { path: path.to_owned(), error })?;
     if found > known {
         return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
     runner.run(connection).map_err(failed)?;
     Ok(())
+}
+
+/// The newest migration that was applied; 0 for a new database.
+fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
+    let history = "refinery_schema_history";
+    if !connection.table_exists(None, history)? {
+        return Ok(0);
+    }
+    let sql = format!("SELECT coalesce(max(version), 0) FROM {history}");
+    connection.query_row(&sql, [], |row| row.get(0))
 }
 
 /// A new database gets its incarnation, the root and the default folders.

@@ -176,14 +176,14 @@ impl<'a> Rows<'a> {
 
     pub(crate) fn volumes(&self) -> Result<Vec<Volume>, Refusal> {
         let mut volumes = self.all("SELECT id, pool FROM volume ORDER BY id", [], |row| {
-            let (id, pool) =
-                (VolumeId::from_bytes(row.get(0)?), PoolId::from_bytes(row.get(1)?));
+            let (id, pool) = (VolumeId::from_bytes(row.get(0)?), PoolId::from_bytes(row.get(1)?));
             Ok(Volume { id, pool, sights: Vec::new() })
         })?;
         let sql = "SELECT node, path FROM sight WHERE volume = ?1 ORDER BY node";
         for volume in &mut volumes {
-            let sight =
-                |row: &Row<'_>| Ok(Sight { node: NodeId::from_bytes(row.get(0)?), path: row.get(1)? });
+            let sight = |row: &Row<'_>| {
+                Ok(Sight { node: NodeId::from_bytes(row.get(0)?), path: row.get(1)? })
+            };
             volume.sights = self.all(sql, [volume.id.as_bytes()], sight)?;
         }
         Ok(volumes)
@@ -244,12 +244,9 @@ impl<'a> Rows<'a> {
 
     /// Images merged with their replicas: two sorted cursors instead of a query an image.
     fn image_pieces(&self, take: &mut impl FnMut(Vec<Record>) -> bool) -> Result<bool, Refusal> {
-        let mut images =
-            self.db.prepare(&format!("{IMAGE} ORDER BY image.id")).map_err(storage)?;
-        let mut replicas = self
-            .db
-            .prepare(&format!("{REPLICA} ORDER BY image, volume, path"))
-            .map_err(storage)?;
+        let mut images = self.db.prepare(&format!("{IMAGE} ORDER BY image.id")).map_err(storage)?;
+        let mut replicas =
+            self.db.prepare(&format!("{REPLICA} ORDER BY image, volume, path")).map_err(storage)?;
         let mut replicas = replicas
             .query_map([], |row| Ok((ImageId::from_bytes(row.get(5)?), replica_of(row)?)))
             .map_err(storage)?
@@ -257,8 +254,8 @@ impl<'a> Rows<'a> {
         let mut piece = Vec::with_capacity(PIECE_RECORDS);
         for image in images.query_map([], image_of).map_err(storage)? {
             let mut image = image.map_err(storage)?;
-            while let Some(next) = replicas
-                .next_if(|next| next.as_ref().map_or(true, |(owner, _)| *owner == image.id))
+            while let Some(next) =
+                replicas.next_if(|next| next.as_ref().map_or(true, |(owner, _)| *owner == image.id))
             {
                 image.replicas.push(next.map_err(storage)?.1);
             }

@@ -12,8 +12,8 @@ use isotope_proto::tree::{Place, RenameMode};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::write::Edits;
 use super::log;
+use super::write::Edits;
 use crate::feed::Feed;
 use crate::{clock, library, nodes, reconcile};
 

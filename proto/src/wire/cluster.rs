@@ -77,6 +77,7 @@ impl From<Space> for pb::Space {
             filesystem: space.filesystem,
             capacity_bytes: space.capacity_bytes,
             free_bytes: space.free_bytes,
+            available_bytes: space.available_bytes,
         }
     }
 }
@@ -87,6 +88,7 @@ impl From<pb::Space> for Space {
             filesystem: space.filesystem,
             capacity_bytes: space.capacity_bytes,
             free_bytes: space.free_bytes,
+            available_bytes: space.available_bytes,
         }
     }
 }

@@ -1,0 +1,27 @@
+//! How each situation looks to a process: the only such table.
+
+use fuser::Errno;
+
+use crate::error::FsError;
+
+pub(crate) fn of(error: &FsError) -> Errno {
+    match error {
+        FsError::NotFound => Errno::ENOENT,
+        FsError::Exists => Errno::EEXIST,
+        FsError::NotAFolder => Errno::ENOTDIR,
+        FsError::IsAFolder => Errno::EISDIR,
+        FsError::NotEmpty => Errno::ENOTEMPTY,
+        FsError::IntoItself | FsError::Invalid => Errno::EINVAL,
+        FsError::TooLong => Errno::ENAMETOOLONG,
+        FsError::NotUtf8 => Errno::EILSEQ,
+        FsError::NotPermitted => Errno::EPERM, // libvirt chowns images: it tolerates EPERM, anything else stops the VM
+        FsError::ReadOnly => Errno::EROFS,
+        FsError::Stale => Errno::ESTALE, // not ENOENT: Linux then looks the path up again by itself
+        FsError::Replaced => Errno::ESTALE, // half of one installer followed by half of another is worse than an error
+        FsError::BadHandle => Errno::EBADF,
+        FsError::Busy => Errno::EBUSY,
+        FsError::CatalogAway => Errno::EHOSTDOWN, // "Host is down" tells an administrator where to look
+        FsError::TimedOut => Errno::ETIMEDOUT,
+        FsError::Unreachable(_) | FsError::Storage(_) => Errno::EIO,
+    }
+}

@@ -1,0 +1,157 @@
+//! The tree shared by everyone in the mount: the feed and the mount's own changes write it, the
+//! kernel's requests read it. Also what has left the tree while the kernel still holds it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use isotope_proto::change::Change;
+use isotope_proto::cluster::Live;
+use isotope_proto::id::{Ino, Revision};
+use tokio::sync::watch;
+
+use crate::notify::Notifications;
+use crate::tree::{Applied, Inode, Position, Stale, Tree};
+
+/// Who made a change known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Feed,
+    /// The kernel's own request: it corrects its caches itself when it is answered.
+    Own,
+}
+
+pub(crate) struct Mirror {
+    // Taken in this order; neither is held across an await or a notification.
+    tree: RwLock<Tree>,
+    held: Mutex<Held>,
+    position: watch::Sender<Position>,
+    notifications: Notifications,
+}
+
+/// What the kernel holds.
+#[derive(Default)]
+struct Held {
+    /// Lookups that were answered and not forgotten yet.
+    lookups: HashMap<Ino, u64>,
+    /// Out of the tree, but held: their attributes and bytes go on until the last forget.
+    ghosts: HashMap<Ino, Inode>,
+}
+
+impl Mirror {
+    pub(crate) fn new(tree: Tree, notifications: Notifications) -> Self {
+        let position = watch::Sender::new(tree.position);
+        Self { tree: RwLock::new(tree), held: Mutex::default(), position, notifications }
+    }
+
+    pub(crate) fn tree(&self) -> RwLockReadGuard<'_, Tree> {
+        self.tree.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies a change if it is the next one. False: earlier ones are missing.
+    pub(crate) fn apply(&self, change: &Change, source: Source) -> bool {
+        let applied = {
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            let applied = tree.apply(change);
+            if let Applied::Now { gone, .. } = &applied {
+                self.keep_ghosts(gone);
+                self.position.send_replace(tree.position);
+            }
+            applied
+        };
+        match applied {
+            Applied::Now { stale, .. } => {
+                if source == Source::Feed {
+                    self.notifications.send(stale);
+                }
+                true
+            }
+            Applied::Before => true,
+            Applied::OutOfOrder => false,
+        }
+    }
+
+    /// Puts a newly listed tree in the place of the old one.
+    pub(crate) fn replace(&self, mut new: Tree) {
+        let stale: Vec<Stale> = {
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            let (stale, gone) = tree.outdated_by(&new);
+            self.keep_ghosts(&gone);
+            new.set_live(tree.live().clone());
+            self.position.send_replace(new.position);
+            *tree = new;
+            stale
+        };
+        self.notifications.send(stale);
+    }
+
+    pub(crate) fn set_live(&self, live: Live) {
+        self.tree.write().unwrap_or_else(PoisonError::into_inner).set_live(live);
+    }
+
+    /// Returns once a change of ours is in the tree, so that its maker sees it: applied here if
+    /// it is the next one, else when the feed has brought those before it.
+    pub(crate) async fn settle(&self, change: &Change) {
+        if self.apply(change, Source::Own) {
+            return;
+        }
+        let mut position = self.position.subscribe();
+        let reached =
+            |at: &Position| at.incarnation != change.incarnation || at.revision >= change.revision;
+        // The sender lives as long as self.
+        let _ = position.wait_for(reached).await;
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        *self.position.borrow()
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.position().revision
+    }
+
+    /// Looks at an inode in the tree, or at the ghost the kernel still holds.
+    pub(crate) fn with<T>(&self, ino: Ino, look: impl FnOnce(&Inode) -> T) -> Option<T> {
+        if let Some(inode) = self.tree().get(ino) {
+            return Some(look(inode));
+        }
+        self.held().ghosts.get(&ino).map(look)
+    }
+
+    /// The kernel was told of an inode `count` times; called before the answer is sent.
+    pub(crate) fn remember(&self, ino: Ino, count: u64) {
+        *self.held().lookups.entry(ino).or_default() += count;
+    }
+
+    pub(crate) fn forget(&self, ino: Ino, count: u64) {
+        let mut held = self.held();
+        let Some(lookups) = held.lookups.get_mut(&ino) else { return };
+        *lookups = lookups.saturating_sub(count);
+        if *lookups == 0 {
+            held.lookups.remove(&ino);
+            held.ghosts.remove(&ino);
+        }
+    }
+
+    fn keep_ghosts(&self, gone: &[(Ino, Inode)]) {
+        let mut held = self.held();
+        for (ino, inode) in gone {
+            if held.lookups.contains_key(ino) {
+                held.ghosts.insert(*ino, unlinked(inode));
+            }
+        }
+    }
+}
+
+/// As the kernel sees it from now on: no name leads to it.
+fn unlinked(inode: &Inode) -> Inode {
+    let mut inode = inode.clone();
+    match &mut inode {
+        Inode::Image(image) => image.links = 0,
+        Inode::Folder(folder) => folder.subfolders = 0,
+    }
+    inode
+}

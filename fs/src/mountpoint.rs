@@ -1,0 +1,196 @@
+//! The mount point: what may be mounted on, what is in the way, and how a mount ends.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::mount::{UnmountFlags, unmount};
+
+/// As the kernel shows our mounts in `/proc/self/mountinfo`.
+pub(crate) const FILE_SYSTEM_TYPE: &str = "fuse.isotope";
+/// A dead mount may hang whoever asks; it is asked from a thread, for so long.
+const PROBE_MAX: Duration = Duration::from_secs(2);
+
+/// Why a directory cannot be mounted on.
+#[derive(Debug, thiserror::Error)]
+pub enum MountPointError {
+    #[error("the mount point {0} does not exist; make it with mkdir -p")]
+    Missing(PathBuf),
+    #[error("the mount point {0} is not a directory")]
+    NotADirectory(PathBuf),
+    #[error("the mount point {0} is not empty; its files would be hidden")]
+    NotEmpty(PathBuf),
+    #[error("{0} has an isotope mount on it already; unmount it first (umount {0})")]
+    Mounted(PathBuf),
+    #[error("{path} has a file system of type {kind} on it; choose another mount point")]
+    InUse { path: PathBuf, kind: String },
+    #[error("cannot remove the stale mount on {path}: {error}; try umount -f {path}")]
+    Stale { path: PathBuf, error: io::Error },
+    #[error("cannot use the mount point {path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+    #[error(
+        "/dev/fuse is missing; load the module (modprobe fuse), or allow the device in this container"
+    )]
+    NoFuse,
+    #[error("fusermount3 is missing; install the package fuse3, or mount as root")]
+    NoFusermount,
+}
+
+/// Checks that a directory can be mounted on; clears what a killed mount left there.
+pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
+    if !Path::new("/dev/fuse").exists() {
+        return Err(MountPointError::NoFuse);
+    }
+    if !rustix::process::geteuid().is_root() && !in_path("fusermount3") {
+        return Err(MountPointError::NoFusermount);
+    }
+    if let Some(kind) = mounted_kind(path) {
+        if kind != FILE_SYSTEM_TYPE {
+            return Err(MountPointError::InUse { path: path.to_owned(), kind });
+        }
+        if answers(path) {
+            return Err(MountPointError::Mounted(path.to_owned()));
+        }
+        detach(path).map_err(|error| MountPointError::Stale { path: path.to_owned(), error })?;
+        tracing::info!(mountpoint = %path.display(), "a stale mount was removed");
+    }
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => MountPointError::Missing(path.to_owned()),
+        io::ErrorKind::NotADirectory => MountPointError::NotADirectory(path.to_owned()),
+        _ => MountPointError::Io { path: path.to_owned(), error },
+    };
+    if std::fs::read_dir(path).map_err(failed)?.next().is_some() {
+        return Err(MountPointError::NotEmpty(path.to_owned()));
+    }
+    Ok(())
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+}
+
+/// One line of `/proc/self/mountinfo` (proc(5)): device `major:minor`, mount point, type.
+struct MountLine {
+    device: String,
+    path: PathBuf,
+    kind: String,
+}
+
+fn parse_line(line: &str) -> Option<MountLine> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut fields = left.split(' ');
+    let device = fields.nth(2)?.to_owned();
+    let path = PathBuf::from(unescape(fields.nth(1)?));
+    Some(MountLine { device, path, kind: right.split(' ').next()?.to_owned() })
+}
+
+/// Spaces and the like stand there as `\040`.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|it| std::str::from_utf8(it).ok());
+        let code = code.filter(|_| byte == b'\\').and_then(|it| u8::from_str_radix(it, 8).ok());
+        match code {
+            Some(code) => {
+                bytes.push(code);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn mounts() -> Vec<MountLine> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    text.lines().filter_map(parse_line).collect()
+}
+
+/// The mount points of Isotope on this host, with nobody asked but the kernel's table.
+#[must_use]
+pub fn our_mounts() -> Vec<PathBuf> {
+    mounts().into_iter().filter(|it| it.kind == FILE_SYSTEM_TYPE).map(|it| it.path).collect()
+}
+
+/// The path as the kernel's table shows it, without touching what is mounted there.
+fn resolved(path: &Path) -> PathBuf {
+    let (parent, name) = (path.parent(), path.file_name());
+    match (parent.map(Path::canonicalize), name) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// The type of what is mounted on top there.
+fn mounted_kind(path: &Path) -> Option<String> {
+    let path = resolved(path);
+    mounts().into_iter().rfind(|it| it.path == path).map(|it| it.kind)
+}
+
+/// The device number of our mount, as it names things in sysfs.
+pub(crate) fn device(path: &Path) -> Option<String> {
+    let path = resolved(path);
+    mounts().into_iter().rfind(|it| it.path == path).map(|it| it.device)
+}
+
+/// Whether a mount's daemon lives. One that hangs is taken for alive: it is not ours to remove.
+fn answers(path: &Path) -> bool {
+    let (told, answer) = mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        let dead = matches!(rustix::fs::stat(&path), Err(rustix::io::Errno::NOTCONN));
+        // Nobody waits for an answer that comes too late.
+        let _ = told.send(!dead);
+    });
+    answer.recv_timeout(PROBE_MAX).unwrap_or(true)
+}
+
+/// Takes a mount out of the tree; readers that still hold files in it keep them until it ends.
+pub(crate) fn detach(path: &Path) -> io::Result<()> {
+    match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::PERM) => {
+            let status =
+                Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(path).status()?;
+            if status.success() { Ok(()) } else { Err(io::Error::other("fusermount3 -u failed")) }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo_are_understood() {
+        let line = r"36 35 0:48 / /mnt/my\040isos rw,nosuid shared:1 - fuse.isotope isotope:x rw";
+        let parsed = parse_line(line).expect("a line");
+        assert_eq!(parsed.device, "0:48");
+        assert_eq!(parsed.path, Path::new("/mnt/my isos"));
+        assert_eq!(parsed.kind, "fuse.isotope");
+        assert!(parse_line("nonsense").is_none());
+        assert_eq!(unescape(r"a\134b\"), r"a\b\");
+    }
+
+    #[test]
+    fn only_an_empty_directory_will_do() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let check = |path: &Path| prepare(path).map_err(|error| error.to_string());
+        if Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root() {
+            assert_eq!(check(dir.path()), Ok(()));
+        }
+        std::fs::write(dir.path().join("file"), "").expect("written");
+        assert!(check(dir.path()).is_err_and(|it| it.contains("is not empty")));
+        assert!(check(&dir.path().join("file")).is_err_and(|it| it.contains("is not a directory")));
+        assert!(check(&dir.path().join("no")).is_err_and(|it| it.contains("does not exist")));
+        assert!(check(Path::new("/proc")).is_err_and(|it| it.contains("type proc")));
+    }
+}

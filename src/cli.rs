@@ -1,0 +1,119 @@
+//! The commands: one file each, its arguments (whose doc comments are the help) and its function.
+
+mod config;
+mod daemon;
+mod get;
+mod info;
+mod ls;
+mod mkdir;
+mod mount;
+mod mv;
+mod node;
+mod pool;
+mod rmdir;
+mod scan;
+mod serve;
+mod status;
+mod tree;
+mod up;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::Client;
+use crate::config::Settings;
+use crate::output::Format;
+use crate::telemetry;
+
+/// One tree for a hypervisor cluster's ISO library.
+///
+/// ISO, IMG and OVA files lie in storage pools on many hosts; Isotope shows them as one tree.
+#[derive(Debug, Parser)]
+#[command(name = "isotope", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The catalogue to talk to [default: catalog.url of the configuration]
+    #[arg(long, global = true, value_name = "URL")]
+    server: Option<String>,
+    /// Print JSON: one object, or one a line where there are many
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::UpArgs),
+    Serve(serve::ServeArgs),
+    Mount(mount::MountArgs),
+    Ls(ls::LsArgs),
+    Tree(tree::TreeArgs),
+    Info(info::InfoArgs),
+    Mkdir(mkdir::MkdirArgs),
+    Rmdir(rmdir::RmdirArgs),
+    Mv(mv::MvArgs),
+    Get(get::GetArgs),
+    Scan(scan::ScanArgs),
+    Node(node::NodeArgs),
+    Pool(pool::PoolArgs),
+    Status(status::StatusArgs),
+    Config(config::ConfigArgs),
+}
+
+/// What every command is given.
+struct Context {
+    settings: Settings,
+    format: Format,
+    server: String,
+}
+
+impl Context {
+    async fn connect(&self) -> anyhow::Result<Client> {
+        Client::connect(&self.server).await
+    }
+}
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    let Cli { global, command } = Cli::parse();
+    // The configuration must be readable to say what is wrong with it.
+    if let Command::Config(args) = command {
+        return config::cmd_config(&args, Format::of(global.json));
+    }
+    let settings = crate::config::load()?.settings;
+    telemetry::init(&settings.log)?;
+    let server = global.server.unwrap_or_else(|| settings.catalog.url.clone());
+    let context = Context { settings, format: Format::of(global.json), server };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().max(2)))
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(dispatch(command, &context));
+    // A read of a dead disk must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => up::cmd_up(args, context).await,
+        Command::Serve(args) => serve::cmd_serve(args, context).await,
+        Command::Mount(args) => mount::cmd_mount(args, context).await,
+        Command::Ls(args) => ls::cmd_ls(&args, context).await,
+        Command::Tree(args) => tree::cmd_tree(&args, context).await,
+        Command::Info(args) => info::cmd_info(&args, context).await,
+        Command::Mkdir(args) => mkdir::cmd_mkdir(&args, context).await,
+        Command::Rmdir(args) => rmdir::cmd_rmdir(&args, context).await,
+        Command::Mv(args) => mv::cmd_mv(&args, context).await,
+        Command::Get(args) => get::cmd_get(&args, context).await,
+        Command::Scan(args) => scan::cmd_scan(&args, context).await,
+        Command::Node(args) => node::cmd_node(&args, context).await,
+        Command::Pool(args) => pool::cmd_pool(&args, context).await,
+        Command::Status(args) => status::cmd_status(&args, context).await,
+        Command::Config(_) => unreachable!("answered before the configuration was loaded"),
+    }
+}

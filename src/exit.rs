@@ -1,0 +1,114 @@
+//! Error → what is printed, and the exit code: the only such table.
+
+use std::process::ExitCode;
+
+use isotope_agent::AgentError;
+use isotope_catalog::{CatalogError, OpenError};
+use isotope_fs::{MountError, MountPointError};
+use isotope_proto::id::InvalidId;
+use isotope_proto::name::InvalidName;
+use isotope_proto::refusal::{Reason, Refusal};
+
+use crate::config::ConfigError;
+use crate::output;
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+const NOT_FOUND: u8 = 3;
+const CONFLICT: u8 = 4;
+const NOT_PERMITTED: u8 = 5;
+const UNAVAILABLE: u8 = 6;
+const INTEGRITY: u8 = 7;
+
+/// Arguments that are well-formed and make no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// Prints an error and says how the process ends.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    output::error(&format!("{error:#}"));
+    ExitCode::from(code(error))
+}
+
+fn code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of).unwrap_or(FAILURE)
+}
+
+fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        return Some(refusal_code(refusal.reason));
+    }
+    if let Some(error) = error.downcast_ref::<CatalogError>() {
+        return Some(match error {
+            CatalogError::Bind { .. } | CatalogError::Open(OpenError::InUse(_)) => CONFLICT,
+            CatalogError::Open(_) | CatalogError::Serve(_) => FAILURE,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<AgentError>() {
+        return Some(match error {
+            AgentError::Bind { .. } | AgentError::Twice { .. } => CONFLICT,
+            AgentError::Volume(isotope_agent::VolumeError::Missing(_)) => NOT_FOUND,
+            AgentError::Identity(_) | AgentError::Volume(_) | AgentError::Serve(_) => FAILURE,
+        });
+    }
+    if let Some(MountError::MountPoint(error)) = error.downcast_ref::<MountError>() {
+        return Some(match error {
+            MountPointError::Missing(_) => NOT_FOUND,
+            MountPointError::NotEmpty(_)
+            | MountPointError::Mounted(_)
+            | MountPointError::InUse { .. } => CONFLICT,
+            MountPointError::NotADirectory(_)
+            | MountPointError::Stale { .. }
+            | MountPointError::Io { .. }
+            | MountPointError::NoFuse
+            | MountPointError::NoFusermount => FAILURE,
+        });
+    }
+    let usage = error.is::<Usage>()
+        || error.is::<ConfigError>()
+        || error.is::<InvalidName>()
+        || error.is::<InvalidId>();
+    usage.then_some(USAGE)
+}
+
+fn refusal_code(reason: Reason) -> u8 {
+    match reason {
+        Reason::NotFound => NOT_FOUND,
+        Reason::Exists | Reason::NotEmpty | Reason::NotAFolder | Reason::IsAFolder => CONFLICT,
+        Reason::IntoItself
+        | Reason::TooDeep
+        | Reason::NameTooLong
+        | Reason::InvalidName
+        | Reason::Malformed
+        | Reason::OutOfRange => USAGE,
+        Reason::NotPermitted => NOT_PERMITTED,
+        Reason::Replaced => INTEGRITY,
+        Reason::Busy | Reason::Unavailable | Reason::TimedOut => UNAVAILABLE,
+        Reason::Storage => FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_found_beneath_any_context() {
+        let refused = |reason| anyhow::Error::new(Refusal::new(reason, "x")).context("moving");
+        for (reason, expected) in [
+            (Reason::NotFound, 3),
+            (Reason::Exists, 4),
+            (Reason::NotPermitted, 5),
+            (Reason::Unavailable, 6),
+            (Reason::Replaced, 7),
+        ] {
+            assert_eq!(code(&refused(reason)), expected);
+        }
+        let error = "no".parse::<isotope_proto::name::LibraryPath>().context("a path");
+        assert_eq!(code(&error.expect_err("refused")), 2);
+        assert_eq!(code(&anyhow::anyhow!("anything else")), 1);
+    }
+}
