@@ -73,7 +73,10 @@ impl Adapter {
                 FsError::Stale
             });
         };
-        // What cannot be a name is no name of ours.
+        if name.len() > EntryName::LEN_MAX {
+            return Err(FsError::TooLong);
+        }
+        // What cannot be a name otherwise is no name of ours.
         let found = name.to_str().and_then(|name| folder.child(name));
         let Some((ino, inode)) = found.and_then(|ino| Some((ino, tree.get(ino)?))) else {
             return Ok(None);

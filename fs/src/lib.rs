@@ -19,7 +19,7 @@ mod read_ahead;
 mod remote;
 mod replicas;
 mod session;
-mod tree;
+pub mod tree;
 
 use std::io;
 use std::path::PathBuf;

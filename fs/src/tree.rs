@@ -15,7 +15,7 @@ use isotope_proto::tree::{Entry, Folder};
 
 /// Something the kernel may have cached and must forget.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Stale {
+pub enum Stale {
     /// A name, known to be there or known to be absent.
     Name { folder: Ino, name: EntryName },
     /// A folder's attributes and its listing.
@@ -26,49 +26,49 @@ pub(crate) enum Stale {
 
 /// Where a tree stands in the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) incarnation: Incarnation,
-    pub(crate) revision: Revision,
+pub struct Position {
+    pub incarnation: Incarnation,
+    pub revision: Revision,
 }
 
 /// An image, as much of it as a mount needs: a million of them must fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ImageNode {
-    pub(crate) id: ImageId,
-    pub(crate) size_bytes: u64,
-    pub(crate) mode: u32,
-    pub(crate) links: u32,
-    pub(crate) created: Timestamp,
-    pub(crate) modified: Timestamp,
-    pub(crate) changed: Timestamp,
-    pub(crate) volumes: Box<[VolumeId]>,
+pub struct ImageNode {
+    pub id: ImageId,
+    pub size_bytes: u64,
+    pub mode: u32,
+    pub links: u32,
+    pub created: Timestamp,
+    pub modified: Timestamp,
+    pub changed: Timestamp,
+    pub volumes: Box<[VolumeId]>,
 }
 
 /// A folder and what lies in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FolderNode {
-    pub(crate) mode: u32,
-    pub(crate) created: Timestamp,
-    pub(crate) modified: Timestamp,
-    pub(crate) changed: Timestamp,
-    pub(crate) parent: Ino,
+pub struct FolderNode {
+    pub mode: u32,
+    pub created: Timestamp,
+    pub modified: Timestamp,
+    pub changed: Timestamp,
+    pub parent: Ino,
     /// Folders directly in it: each adds a link, its `..`.
-    pub(crate) subfolders: u32,
+    pub subfolders: u32,
     by_name: HashMap<EntryName, EntryId>,
     /// In the order of ids, which is that of readdir's cookies.
     by_id: BTreeMap<EntryId, (EntryName, Ino)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Inode {
+pub enum Inode {
     Folder(Box<FolderNode>),
     Image(ImageNode),
 }
 
 /// The library at one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tree {
-    pub(crate) position: Position,
+pub struct Tree {
+    pub position: Position,
     inodes: HashMap<Ino, Inode>,
     nodes: HashMap<NodeId, Node>,
     volumes: HashMap<VolumeId, Volume>,
@@ -77,16 +77,16 @@ pub(crate) struct Tree {
 
 /// Room on several file systems together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Room {
-    pub(crate) capacity_bytes: u64,
-    pub(crate) free_bytes: u64,
+pub struct Room {
+    pub capacity_bytes: u64,
+    pub free_bytes: u64,
     /// Of these, what others than root may use.
-    pub(crate) available_bytes: u64,
+    pub available_bytes: u64,
 }
 
 /// What came of a change that was offered.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Applied {
+pub enum Applied {
     Now {
         stale: Vec<Stale>,
         /// Inodes that left the tree; somebody may have them open still.
@@ -112,30 +112,27 @@ impl FolderNode {
         }
     }
 
-    pub(crate) fn child(&self, name: &str) -> Option<Ino> {
+    pub fn child(&self, name: &str) -> Option<Ino> {
         let id = self.by_name.get(name)?;
         self.by_id.get(id).map(|(_, ino)| *ino)
     }
 
     /// The entries after a cookie, oldest first. What stays in the folder is met exactly once,
     /// whatever else comes and goes meanwhile.
-    pub(crate) fn after(
-        &self,
-        cookie: EntryId,
-    ) -> impl Iterator<Item = (EntryId, &EntryName, Ino)> {
+    pub fn after(&self, cookie: EntryId) -> impl Iterator<Item = (EntryId, &EntryName, Ino)> {
         let from = (std::ops::Bound::Excluded(cookie), std::ops::Bound::Unbounded);
         self.by_id.range(from).map(|(id, (name, ino))| (*id, name, *ino))
     }
 
-    #[cfg(test)]
-    pub(crate) fn names(&self) -> impl Iterator<Item = (&EntryName, Ino)> {
+    /// Everything in the folder, oldest first.
+    pub fn names(&self) -> impl Iterator<Item = (&EntryName, Ino)> {
         self.by_id.values().map(|(name, ino)| (name, *ino))
     }
 }
 
 impl ImageNode {
     /// What the kernel is shown where there is nothing.
-    pub(crate) fn absent() -> Self {
+    pub fn absent() -> Self {
         Self {
             id: ImageId::from_bytes([0; 16]),
             size_bytes: 0,
@@ -164,7 +161,7 @@ impl ImageNode {
 
 impl Tree {
     /// An empty tree, to be filled with the records of a list.
-    pub(crate) fn new(position: Position) -> Self {
+    pub fn new(position: Position) -> Self {
         Self {
             position,
             inodes: HashMap::new(),
@@ -174,38 +171,38 @@ impl Tree {
         }
     }
 
-    pub(crate) fn get(&self, ino: Ino) -> Option<&Inode> {
+    pub fn get(&self, ino: Ino) -> Option<&Inode> {
         self.inodes.get(&ino)
     }
 
-    pub(crate) fn folder(&self, ino: Ino) -> Option<&FolderNode> {
+    pub fn folder(&self, ino: Ino) -> Option<&FolderNode> {
         match self.inodes.get(&ino) {
             Some(Inode::Folder(folder)) => Some(folder),
             Some(Inode::Image(_)) | None => None,
         }
     }
 
-    pub(crate) fn inode_count(&self) -> u64 {
+    pub fn inode_count(&self) -> u64 {
         u64::try_from(self.inodes.len()).unwrap_or(u64::MAX)
     }
 
     /// A number that differs between incarnations, so that an inode number of one is not taken
     /// for the same number of another (the kernel compares generations).
-    pub(crate) fn generation(&self) -> u64 {
+    pub fn generation(&self) -> u64 {
         let bytes = self.position.incarnation.as_bytes();
         u64::from_le_bytes(*bytes.last_chunk().expect("an incarnation has 16 bytes"))
     }
 
-    pub(crate) fn set_live(&mut self, live: Live) {
+    pub fn set_live(&mut self, live: Live) {
         self.live = live;
     }
 
-    pub(crate) fn live(&self) -> &Live {
+    pub fn live(&self) -> &Live {
         &self.live
     }
 
     /// Room of all volumes together, each file system once.
-    pub(crate) fn space(&self) -> Room {
+    pub fn space(&self) -> Room {
         let mut systems: HashMap<&str, &Space> = HashMap::new();
         for (_, state) in &self.live.volumes {
             if let VolumeState::Online(space) = state {
@@ -220,13 +217,13 @@ impl Tree {
     }
 
     /// The nodes that see a volume.
-    pub(crate) fn holders(&self, volume: VolumeId) -> impl Iterator<Item = &Node> {
+    pub fn holders(&self, volume: VolumeId) -> impl Iterator<Item = &Node> {
         let sights = self.volumes.get(&volume).map(|volume| &volume.sights[..]).unwrap_or_default();
         sights.iter().filter_map(|sight| self.nodes.get(&sight.node))
     }
 
     /// Takes in one record of a list.
-    pub(crate) fn load(&mut self, record: Record) {
+    pub fn load(&mut self, record: Record) {
         let mut unused = Effects::default();
         match record {
             Record::Folder(it) => self.folder_edit(&Edit::Made(it), &mut unused),
@@ -239,7 +236,7 @@ impl Tree {
     }
 
     /// Takes in the next change.
-    pub(crate) fn apply(&mut self, change: &Change) -> Applied {
+    pub fn apply(&mut self, change: &Change) -> Applied {
         if change.incarnation != self.position.incarnation
             || change.revision > self.position.revision.next()
         {
@@ -368,7 +365,7 @@ impl Tree {
 
     /// What the kernel may have cached from `self` that is not so in `new`, a list taken later;
     /// and the inodes that are gone. Of another incarnation nothing is kept.
-    pub(crate) fn outdated_by(&self, new: &Self) -> (Vec<Stale>, Vec<(Ino, Inode)>) {
+    pub fn outdated_by(&self, new: &Self) -> (Vec<Stale>, Vec<(Ino, Inode)>) {
         let same_life = self.position.incarnation == new.position.incarnation;
         let mut effects = Effects::default();
         for (&ino, inode) in &self.inodes {
@@ -568,12 +565,8 @@ mod tests {
         let mut tree = tree();
         let online = |id, filesystem: &str| {
             let filesystem = filesystem.to_owned();
-            let space = Space {
-                filesystem,
-                capacity_bytes: 100,
-                free_bytes: 40,
-                available_bytes: 30,
-            };
+            let space =
+                Space { filesystem, capacity_bytes: 100, free_bytes: 40, available_bytes: 30 };
             (VolumeId::from_bytes([id; 16]), VolumeState::Online(space))
         };
         let offline = (VolumeId::from_bytes([9; 16]), VolumeState::Offline("gone".to_owned()));

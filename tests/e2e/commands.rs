@@ -1,0 +1,138 @@
+//! The library from a shell, without a mount.
+
+use std::fs;
+
+use crate::harness::{World, pattern, text, write_image};
+
+fn stdout(output: &std::process::Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+#[test]
+fn the_library_can_be_used_from_a_shell() {
+    let world = World::new();
+    let pool = world.pool("isos", &["debian-12.5.0-amd64-netinst.iso", "tools/memtest.img"]);
+    let (_up, url, mount) = world.up(&[&pool]);
+    let run = |args: &[&str]| {
+        let mut all = vec!["--server", &url];
+        all.extend(args);
+        world.run(&all)
+    };
+    let code = |args: &[&str]| run(args).status.code();
+
+    assert_eq!(stdout(&run(&["ls"])), "linux/\nother/\ntools/\nwindows/\n");
+    assert_eq!(stdout(&run(&["ls", "/linux"])), "debian-12.5.0-amd64-netinst.iso\n");
+    assert!(stdout(&run(&["ls", "-l", "/linux"])).contains("debian 12.5.0 x86_64"));
+    let tree = stdout(&run(&["tree"]));
+    assert!(
+        tree.contains("├── linux/\n│   └── debian-12.5.0-amd64-netinst.iso  (292.97 KiB)\n"),
+        "{tree}"
+    );
+    assert!(tree.ends_with("\n4 folders, 2 images\n"), "{tree}");
+
+    // Changes, and their exit codes.
+    assert_eq!(code(&["mkdir", "/a"]), Some(0));
+    assert_eq!(code(&["mkdir", "/a"]), Some(4));
+    assert_eq!(code(&["mkdir", "-p", "/a/b/c"]), Some(0));
+    assert_eq!(code(&["mkdir", "/x/y"]), Some(3));
+    assert_eq!(code(&["mkdir", "/1/2/3/4/5/6/7"]), Some(2));
+    assert_eq!(code(&["rmdir", "/a"]), Some(4));
+    assert_eq!(code(&["mv", "/tools/memtest.img", "/a/b"]), Some(0));
+    assert_eq!(code(&["mv", "/a", "/a/b/c"]), Some(2));
+    assert_eq!(code(&["mv", "/a/b/memtest.img", "/linux", "/windows"]), Some(0));
+    assert_eq!(code(&["mv", "/nothing", "/a"]), Some(3));
+    assert_eq!(code(&["rmdir", "/a/b/c", "/a/b", "/a"]), Some(0));
+    assert!(mount.join("windows/linux/debian-12.5.0-amd64-netinst.iso").is_file());
+
+    // One image, by three names.
+    let info = world.json(&url, &["info", "/windows/memtest.img"]);
+    let id = info["id"].as_str().expect("an id").to_owned();
+    assert_eq!(info["size_bytes"], 300_000);
+    assert_eq!(info["replicas"][0]["path"], "iso/tools/memtest.img");
+    assert_eq!(world.json(&url, &["info", &id]), info);
+    assert_eq!(world.json(&url, &["info", text(&mount.join("windows/memtest.img"))]), info);
+    assert_eq!(code(&["info", "/windows"]), Some(4));
+    assert_eq!(code(&["info", "/nothing.iso"]), Some(3));
+
+    // Downloads are whole, and overwrite nothing unasked.
+    let target = world.path("got.img");
+    assert_eq!(code(&["get", &id, text(&target)]), Some(0));
+    assert_eq!(fs::read(&target).expect("there"), pattern("tools/memtest.img", 300_000));
+    assert_eq!(code(&["get", &id, text(&target)]), Some(4));
+    assert_eq!(code(&["get", "--force", &id, text(&target)]), Some(0));
+    assert_eq!(run(&["get", &id, "-"]).stdout, pattern("tools/memtest.img", 300_000));
+    let left: Vec<_> = fs::read_dir(world.dir.path())
+        .expect("a listing")
+        .filter(|it| it.as_ref().is_ok_and(|it| it.path().extension().is_some_and(|e| e == "part")))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    // Scans tell what they found.
+    assert!(stdout(&run(&["scan"])).ends_with("No new ISOs found\n"));
+    write_image(&pool, "one.iso", b"1");
+    assert!(stdout(&run(&["scan", "isos"])).ends_with("Discovered 1 new ISO\n"));
+    write_image(&pool, "two.iso", b"2");
+    write_image(&pool, "three.iso", b"3");
+    assert_eq!(world.json(&url, &["scan"])["message"], "Discovered 2 new ISOs");
+    assert_eq!(code(&["scan", "nothing"]), Some(3));
+
+    let status = stdout(&run(&["status"]));
+    for expected in ["5 images in", "connected", "isos", "mount "] {
+        assert!(status.contains(expected), "{expected:?} in\n{status}");
+    }
+}
+
+#[test]
+fn a_scan_explains_what_it_does_not_take() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    std::os::unix::fs::symlink("/etc/passwd", pool.join("iso/link.iso")).expect("linked");
+    fs::write(pool.join("iso/red\u{1b}[31m.iso"), "").expect("written");
+    let (_up, url, mount) = world.up(&[&pool]);
+    let scan = world.run(&["--server", &url, "scan"]);
+    let told = String::from_utf8_lossy(&scan.stderr);
+    assert!(told.contains("iso/link.iso: is a symbolic link"), "{told}");
+    assert!(told.contains(r"red\u{1b}[31m.iso"), "escaped: {told}");
+    assert!(!told.contains('\u{1b}'), "{told}");
+    assert_eq!(crate::harness::walk(&mount), ["linux/", "other/", "other/a.iso", "windows/"]);
+}
+
+#[test]
+fn a_scan_without_a_host_says_so() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    let (_catalog, url) = world.catalog();
+    let agent = world.agent("away", &url, &[&pool]);
+    crate::harness::eventually("a scan", || world.json(&url, &["scan"])["volumes_scanned"] == 1);
+    agent.kill();
+    crate::harness::eventually("the host is missed", || {
+        world.json(&url, &["node", "ls"])["connected"] == false
+    });
+    let scan = world.run(&["--server", &url, "scan"]);
+    assert_eq!(scan.status.code(), Some(6));
+    let told = String::from_utf8_lossy(&scan.stdout);
+    assert!(told.contains("isos: skipped: no connected node offers the volume"), "{told}");
+    let pools = world.json(&url, &["pool", "ls"]);
+    assert_eq!(pools["state"], "offline");
+    assert_eq!(pools["reason"], "away not connected");
+}
+
+#[test]
+fn the_configuration_is_layered_and_mistakes_are_named() {
+    let world = World::new();
+    let file = world.path("isotope.toml");
+    fs::write(&file, "[catalog]\nurl = \"http://127.0.0.1:9\"\n").expect("written");
+    let shown = world.run(&["config", "show", "--origin"]);
+    let shown = stdout(&shown);
+    assert!(shown.contains("catalog.url = \"http://127.0.0.1:9\"  # "), "{shown}");
+    assert!(shown.contains("isotope.toml:2\n"), "{shown}");
+    assert_eq!(stdout(&world.run(&["config", "check"])), "the configuration can be used\n");
+
+    fs::write(&file, "[catalog]\n\nlissten = \"127.0.0.1:1\"\n").expect("written");
+    let refused = world.run(&["config", "check"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(told.contains("isotope.toml:3") && told.contains("lissten"), "{told}");
+    assert_eq!(world.run(&["ls"]).status.code(), Some(2), "no command runs on a broken one");
+}

@@ -1,0 +1,9 @@
+//! The product from outside: the real binary, real mounts, real ISOs.
+
+mod bad_input;
+mod boot;
+mod commands;
+mod harness;
+mod model;
+mod parts;
+mod semantics;

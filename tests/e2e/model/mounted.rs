@@ -1,0 +1,86 @@
+//! The same through the kernel: system calls on a real mount, the whole tree compared after each,
+//! and a second mount that must come to show the same.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::PathBuf;
+
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::reference::{Model, Node, Op, Path, step_on_a_mount};
+use crate::harness::{World, eventually};
+
+const STEPS: usize = 400;
+/// The second mount is compared after so many steps.
+const COMPARE_EVERY: usize = 10;
+
+/// What a mount shows; every name is also looked up, so that listings and lookups must agree.
+fn model_of(mount: &std::path::Path) -> Model {
+    fn below(dir: &std::path::Path, prefix: &Path, model: &mut Model) {
+        for entry in fs::read_dir(dir).expect("a listing") {
+            let entry = entry.expect("an entry");
+            let mut path = prefix.clone();
+            path.push(entry.file_name().into_string().expect("text"));
+            let meta = fs::symlink_metadata(entry.path()).expect("what is listed is there");
+            assert_eq!(entry.ino(), meta.ino(), "d_ino is st_ino");
+            let node = if meta.is_dir() {
+                below(&entry.path(), &path, model);
+                Node::Folder
+            } else {
+                Node::Image(meta.ino())
+            };
+            assert_eq!(model.0.insert(path, node), None, "listed once");
+        }
+    }
+    let mut model = Model::default();
+    below(mount, &Path::new(), &mut model);
+    model
+}
+
+fn carry_out(mount: &std::path::Path, op: &Op) -> io::Result<()> {
+    let at = |path: &Path| mount.join(path.iter().collect::<PathBuf>());
+    match op {
+        Op::MakeFolder(path) => fs::create_dir(at(path)),
+        Op::RemoveFolder(path) => fs::remove_dir(at(path)),
+        Op::Rename { from, to, no_replace: false } => fs::rename(at(from), at(to)),
+        Op::Rename { from, to, no_replace: true } => {
+            Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::NOREPLACE)?)
+        }
+        Op::Create(path) => fs::File::create_new(at(path)).map(drop),
+        Op::Unlink(path) => fs::remove_file(at(path)),
+    }
+}
+
+#[test]
+fn a_mount_agrees_with_the_model() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a/0.iso", "a/1.iso", "2.iso"]);
+    let (_up, url, first) = world.up(&[&pool]);
+    let (_second, second) = world.mount("second", &url);
+    let mut model = model_of(&first);
+    assert_eq!(model.0.len(), 7, "three folders, /a and three images");
+
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    for n in 0..STEPS {
+        let step = step_on_a_mount().new_tree(&mut runner).expect("a step").current();
+        let op = step.op(&model);
+        // Changes come from both sides.
+        let mount = if n % 7 == 3 { &second } else { &first };
+        eventually("the mount to have followed", || model_of(mount) == model);
+        let expected = model.apply(&op);
+        match (carry_out(mount, &op), expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(allowed))
+                if error.raw_os_error().is_some_and(|errno| allowed.contains(&errno)) => {}
+            (found, expected) => panic!("step {n}, {op:?}: expected {expected:?}, found {found:?}"),
+        }
+        assert_eq!(model_of(mount), model, "whoever made it sees it at once: step {n}, {op:?}");
+        if n % COMPARE_EVERY == 0 {
+            eventually("both to be the same", || model_of(&second) == model);
+        }
+    }
+}

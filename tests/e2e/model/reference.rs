@@ -1,0 +1,218 @@
+//! A tree as plain as can be: a map from path to what is there. What it refuses it refuses with the
+//! errnos that POSIX and Linux allow there; where two rules are broken at once either may show.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+pub(crate) type Path = Vec<String>;
+pub(crate) type Errnos = &'static [i32];
+
+/// A folder, or an image by its inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Node {
+    Folder,
+    Image(u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    MakeFolder(Path),
+    RemoveFolder(Path),
+    Rename {
+        from: Path,
+        to: Path,
+        no_replace: bool,
+    },
+    /// Refused until images can be stored and deleted.
+    Create(Path),
+    Unlink(Path),
+}
+
+/// Everything but the root.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Model(pub(crate) BTreeMap<Path, Node>);
+
+const FOLDER_DEPTH_MAX: usize = 5;
+
+impl Model {
+    fn get(&self, path: &[String]) -> Option<Node> {
+        if path.is_empty() { Some(Node::Folder) } else { self.0.get(path).copied() }
+    }
+
+    fn is_empty(&self, folder: &[String]) -> bool {
+        !self.0.keys().any(|path| path.len() > folder.len() && path.starts_with(folder))
+    }
+
+    fn parent(&self, path: &[String]) -> Result<(), Errnos> {
+        let (_, above) = path.split_last().expect("not the root");
+        for depth in 0..=above.len() {
+            match self.get(&above[..depth]) {
+                Some(Node::Folder) => {}
+                Some(Node::Image(_)) => return Err(&[libc::ENOTDIR]),
+                None => return Err(&[libc::ENOENT]),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn apply(&mut self, op: &Op) -> Result<(), Errnos> {
+        match op {
+            Op::MakeFolder(path) => self.make_folder(path),
+            Op::RemoveFolder(path) => self.remove_folder(path),
+            Op::Rename { from, to, no_replace } => self.rename(from, to, *no_replace),
+            Op::Create(path) => {
+                self.parent(path)?;
+                match self.get(path) {
+                    None => Err(&[libc::EROFS]),
+                    Some(_) => Err(&[libc::EEXIST]),
+                }
+            }
+            Op::Unlink(path) => {
+                self.parent(path)?;
+                match self.get(path) {
+                    None => Err(&[libc::ENOENT]),
+                    Some(Node::Folder) => Err(&[libc::EISDIR]),
+                    Some(Node::Image(_)) => Err(&[libc::EPERM]),
+                }
+            }
+        }
+    }
+
+    fn make_folder(&mut self, path: &Path) -> Result<(), Errnos> {
+        self.parent(path)?;
+        if self.get(path).is_some() {
+            return Err(&[libc::EEXIST]);
+        }
+        if path.len() > FOLDER_DEPTH_MAX {
+            return Err(&[libc::ENAMETOOLONG]);
+        }
+        self.0.insert(path.clone(), Node::Folder);
+        Ok(())
+    }
+
+    fn remove_folder(&mut self, path: &Path) -> Result<(), Errnos> {
+        self.parent(path)?;
+        match self.get(path) {
+            None => Err(&[libc::ENOENT]),
+            Some(Node::Image(_)) => Err(&[libc::ENOTDIR]),
+            Some(Node::Folder) if !self.is_empty(path) => Err(&[libc::ENOTEMPTY]),
+            Some(Node::Folder) => {
+                self.0.remove(path);
+                Ok(())
+            }
+        }
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path, no_replace: bool) -> Result<(), Errnos> {
+        self.parent(from)?;
+        self.parent(to)?;
+        let Some(moved) = self.get(from) else { return Err(&[libc::ENOENT]) };
+        let target = self.get(to);
+        if no_replace && target.is_some() {
+            return Err(&[libc::EEXIST]);
+        }
+        if from == to {
+            return Ok(());
+        }
+        if to.starts_with(from) {
+            return Err(&[libc::EINVAL]);
+        }
+        let below: Vec<Path> = self.0.keys().filter(|it| it.starts_with(from)).cloned().collect();
+        let too_deep = below
+            .iter()
+            .filter(|path| self.0[*path] == Node::Folder)
+            .any(|path| path.len() - from.len() + to.len() > FOLDER_DEPTH_MAX);
+        match (moved, target) {
+            (Node::Folder, Some(Node::Image(_))) if too_deep => {
+                return Err(&[libc::ENAMETOOLONG, libc::ENOTDIR]);
+            }
+            (Node::Folder, Some(Node::Folder)) if too_deep && !self.is_empty(to) => {
+                return Err(&[libc::ENAMETOOLONG, libc::ENOTEMPTY]);
+            }
+            _ if too_deep => return Err(&[libc::ENAMETOOLONG]),
+            (Node::Folder, Some(Node::Image(_))) => return Err(&[libc::ENOTDIR]),
+            (Node::Folder, Some(Node::Folder)) if !self.is_empty(to) => {
+                return Err(&[libc::ENOTEMPTY]);
+            }
+            // The kernel looks whether the target is above the source first.
+            (Node::Image(_), Some(Node::Folder)) => return Err(&[libc::EISDIR, libc::ENOTEMPTY]),
+            (Node::Image(_), Some(Node::Image(_))) => return Err(&[libc::EPERM]),
+            (_, None) | (Node::Folder, Some(Node::Folder)) => {}
+        }
+        for path in below {
+            let node = self.0.remove(&path).expect("listed");
+            let moved_to = to.iter().chain(&path[from.len()..]).cloned().collect();
+            self.0.insert(moved_to, node);
+        }
+        Ok(())
+    }
+}
+
+/// A path near what there is: something existing, or a new name in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Pick {
+    existing: usize,
+    child: Option<u8>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    MakeFolder(Pick),
+    RemoveFolder(Pick),
+    Rename(Pick, Pick, bool),
+    Create(Pick),
+    Unlink(Pick),
+}
+
+impl Pick {
+    fn path(&self, model: &Model) -> Path {
+        let mut all: Vec<Path> = vec![Vec::new()];
+        all.extend(model.0.keys().cloned());
+        let mut path = all[self.existing % all.len()].clone();
+        match self.child {
+            Some(child) => path.push(char::from(b'a' + child).to_string()),
+            // The root itself is nobody's to change.
+            None if path.is_empty() => path.push("a".to_owned()),
+            None => {}
+        }
+        path
+    }
+}
+
+impl Step {
+    pub(crate) fn op(&self, model: &Model) -> Op {
+        match self {
+            Self::MakeFolder(pick) => Op::MakeFolder(pick.path(model)),
+            Self::RemoveFolder(pick) => Op::RemoveFolder(pick.path(model)),
+            Self::Rename(from, to, no_replace) => {
+                Op::Rename { from: from.path(model), to: to.path(model), no_replace: *no_replace }
+            }
+            Self::Create(pick) => Op::Create(pick.path(model)),
+            Self::Unlink(pick) => Op::Unlink(pick.path(model)),
+        }
+    }
+}
+
+fn pick() -> impl Strategy<Value = Pick> {
+    (any::<usize>(), proptest::option::weighted(0.6, 0..5_u8))
+        .prop_map(|(existing, child)| Pick { existing, child })
+}
+
+/// The operations on folders and names.
+pub(crate) fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => pick().prop_map(Step::MakeFolder),
+        1 => pick().prop_map(Step::RemoveFolder),
+        4 => (pick(), pick(), any::<bool>()).prop_map(|(a, b, c)| Step::Rename(a, b, c)),
+    ]
+}
+
+/// Those, and the ones that a mount must refuse.
+pub(crate) fn step_on_a_mount() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => step(),
+        1 => pick().prop_map(Step::Create),
+        1 => pick().prop_map(Step::Unlink),
+    ]
+}

@@ -1,0 +1,195 @@
+//! The parts as processes of their own: one tree everywhere, through restarts and kills.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::harness::{World, eventually, pattern, text, walk, write_image};
+
+#[test]
+fn three_agents_a_catalogue_and_two_mounts_show_one_tree() {
+    let world = World::new();
+    let pools = [
+        world.pool("alpha", &["debian-12.5.0-amd64-netinst.iso", "same.iso"]),
+        world.pool("beta", &["Win11_23H2_English_x64.iso", "same.iso"]),
+        world.pool("gamma", &["linux/ubuntu/noble.iso", "tool.img"]),
+    ];
+    let (_catalog, url) = world.catalog();
+    let (_first, one) = world.mount("one", &url);
+    let agents: Vec<_> = ["a", "b", "c"]
+        .iter()
+        .zip(&pools)
+        .map(|(name, pool)| world.agent(name, &url, &[pool]))
+        .collect();
+    let (_second, two) = world.mount("two", &url);
+    let images = |path| walk(path).iter().filter(|it| !it.ends_with('/')).count();
+    eventually("six images in both", || images(&one) == 6 && images(&two) == 6);
+    assert_eq!(walk(&one), walk(&two));
+    for expected in [
+        "linux/debian-12.5.0-amd64-netinst.iso",
+        "linux/ubuntu/noble.iso",
+        "other/same.iso",
+        "other/tool.img",
+        "windows/Win11_23H2_English_x64.iso",
+    ] {
+        assert!(one.join(expected).is_file(), "{expected}");
+    }
+    // The later of two files of one name has its pool in its own.
+    let second_name = |pool: &str| one.join(format!("other/same.{pool}.iso")).is_file();
+    assert!(second_name("alpha") || second_name("beta"));
+
+    // Each mount reads from each host.
+    for mount in [&one, &two] {
+        for (path, seed) in [
+            ("linux/debian-12.5.0-amd64-netinst.iso", "debian-12.5.0-amd64-netinst.iso"),
+            ("windows/Win11_23H2_English_x64.iso", "Win11_23H2_English_x64.iso"),
+            ("linux/ubuntu/noble.iso", "linux/ubuntu/noble.iso"),
+        ] {
+            assert_eq!(fs::read(mount.join(path)).expect("read"), pattern(seed, 300_000));
+        }
+    }
+
+    // What one changes, the other sees, names known to be absent included.
+    assert!(!two.join("boot").exists());
+    fs::create_dir(one.join("boot")).expect("made");
+    eventually("the folder in the other mount", || two.join("boot").is_dir());
+    fs::rename(two.join("other/tool.img"), two.join("boot/tool.img")).expect("moved");
+    eventually("the move in the first", || one.join("boot/tool.img").is_file());
+    assert!(!one.join("other/tool.img").exists());
+    assert!(pools[2].join("iso/tool.img").is_file(), "no byte was moved");
+
+    let status = world.json(&url, &["status"]);
+    assert_eq!(status["images"], 6);
+    assert_eq!(status["nodes"].as_array().map(Vec::len), Some(3));
+    assert_eq!(status["watchers"].as_array().map(Vec::len), Some(2));
+    drop(agents);
+}
+
+#[test]
+fn everything_survives_a_restart_of_each_process() {
+    let world = World::new();
+    let pool = world.pool("isos", &["debian-12.iso", "tool.iso"]);
+    let (catalog, url) = world.catalog();
+    let agent = world.agent("a", &url, &[&pool]);
+    let (mount, path) = world.mount("mnt", &url);
+    eventually("the images", || path.join("linux/debian-12.iso").is_file());
+    fs::create_dir(path.join("kept")).expect("made");
+    fs::rename(path.join("other/tool.iso"), path.join("kept/mine.iso")).expect("moved");
+    let before = walk(&path);
+    let inode = |name: &str| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path.join(name)).expect("there").ino()
+    };
+    let number = inode("kept/mine.iso");
+
+    // The catalogue, killed: the mount goes on, and follows the new one on the same port.
+    catalog.kill();
+    assert_eq!(walk(&path), before);
+    let listen = url.trim_start_matches("http://").to_owned();
+    let (catalog, _) = world.catalog_on(&listen);
+    eventually("changes work again", || fs::create_dir(path.join("again")).is_ok());
+    fs::remove_dir(path.join("again")).expect("removed");
+
+    // The agent, killed.
+    agent.kill();
+    let agent = world.agent("a", &url, &[&pool]);
+    write_image(&pool, "new.iso", b"new");
+    eventually("the agent is back", || world.json(&url, &["scan"])["volumes_scanned"] == 1);
+    eventually("its new image", || path.join("other/new.iso").is_file());
+    assert_eq!(fs::read(path.join("kept/mine.iso")).expect("read"), pattern("tool.iso", 300_000));
+    fs::remove_file(pool.join("iso/new.iso")).expect("removed");
+    world.json(&url, &["scan"]);
+    eventually("it is gone", || !path.join("other/new.iso").exists());
+
+    // The mount, killed: what it leaves is cleared by the next one.
+    mount.kill();
+    let (mount, _) = world.mount("mnt", &url);
+    assert_eq!(walk(&path), before);
+    assert_eq!(inode("kept/mine.iso"), number, "inode numbers outlive everything");
+
+    for part in [mount, agent, catalog] {
+        assert_eq!(part.stop(), 0);
+    }
+    assert!(walk(&path).is_empty(), "unmounted");
+}
+
+#[test]
+fn up_ends_cleanly_and_starts_again_after_a_kill() {
+    let world = World::new();
+    let pool = world.pool("isos", &["debian-12.iso"]);
+    let (part, _, path) = world.up(&[&pool]);
+    assert!(path.join("linux/debian-12.iso").is_file());
+    part.kill();
+    let (part, _, path) = world.up(&[&pool]);
+    assert!(path.join("linux/debian-12.iso").is_file());
+    assert_eq!(part.stop(), 0);
+    assert!(walk(&path).is_empty());
+    // And with the terminal's signal.
+    let (part, _, _) = world.up(&[&pool]);
+    part.signal(Signal::INT);
+    let mut part = part;
+    assert_eq!(part.wait(), 0);
+}
+
+#[test]
+fn a_mount_waits_for_its_catalogue_and_comes_up_by_itself() {
+    let world = World::new();
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("its address");
+    let path = world.mount_point("mnt");
+    let url = format!("http://{port}");
+    let mount = world.start("mnt.log", &["mount", text(&path), "--catalog", &url]);
+    eventually("it says that it waits", || {
+        world.log("mnt.log").contains("waiting for the catalogue")
+    });
+    let (_catalog, _) = world.catalog_on(&port.to_string());
+    mount.wait_for("mounted");
+    assert_eq!(walk(&path), ["linux/", "other/", "windows/"]);
+}
+
+#[test]
+fn a_second_agent_with_the_same_identity_is_refused() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    let (_catalog, url) = world.catalog();
+    let _first = world.agent("first", &url, &[&pool]);
+    eventually("the first is known", || world.json(&url, &["node", "ls"])["connected"] == true);
+    // Its state directory, copied to another host.
+    fs::create_dir_all(world.path("agent-second/agent")).expect("made");
+    let identity = "agent/node.json";
+    fs::copy(world.path("agent-first").join(identity), world.path("agent-second").join(identity))
+        .expect("copied");
+    let _second = world.agent("second", &url, &[]);
+    eventually("the second is told", || {
+        world.log("agent-second.log").contains("this node's identity")
+    });
+    assert_eq!(world.json(&url, &["node", "ls"])["name"], "first");
+}
+
+#[test]
+fn a_stopped_agent_costs_a_bounded_pause_and_nothing_else() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    let other = world.pool("more", &["b.iso"]);
+    let (_catalog, url) = world.catalog();
+    let stopped = world.agent("stopped", &url, &[&pool]);
+    let _other = world.agent("other", &url, &[&other]);
+    let (_mount, path) = world.mount("mnt", &url);
+    eventually("both images", || {
+        path.join("other/a.iso").exists() && path.join("other/b.iso").exists()
+    });
+    stopped.signal(Signal::STOP);
+    let begin = Instant::now();
+    let read = fs::read(path.join("other/a.iso"));
+    assert_eq!(read.expect_err("no host").raw_os_error(), Some(libc::EIO));
+    // Its deadline is 10 s.
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    assert_eq!(fs::read(path.join("other/b.iso")).expect("read"), pattern("b.iso", 300_000));
+    assert_eq!(walk(&path).len(), 5);
+    stopped.signal(Signal::CONT);
+    eventually("it reads again", || fs::read(path.join("other/a.iso")).is_ok());
+}
