@@ -14,7 +14,7 @@ pub(crate) fn init(settings: &LogSettings) -> anyhow::Result<()> {
     match settings.format {
         LogFormat::Json => logs.json().init(),
         LogFormat::Text => {
-            logs.with_ansi(std::io::stderr().is_terminal()).with_target(false).init()
+            logs.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
         }
     }
     Ok(())

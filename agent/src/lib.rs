@@ -134,10 +134,12 @@ impl Agent {
         };
         let session = tokio::spawn(session.run());
         let stopped = stop.clone();
-        let server = service::server(self.volumes)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), async move {
-                stopped.cancelled().await
-            });
+        let server = service::server(self.volumes).serve_with_incoming_shutdown(
+            TcpListenerStream::new(self.listener),
+            async move {
+                stopped.cancelled().await;
+            },
+        );
         tokio::pin!(server);
         tokio::select! {
             served = &mut server => served?,

@@ -200,3 +200,159 @@ impl Report<'_, '_> {
         Ok(candidate)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::image::{ImageFormat, Os};
+    use isotope_proto::name::{LibraryPath, VolumePath};
+    use isotope_proto::tree::{FolderRef, Place, RenameMode};
+
+    use super::*;
+    use crate::library::{self, Node};
+    use crate::store::tests::{VOLUMES, store};
+    use crate::store::{Store, Verb};
+
+    fn file(n: u8, path: &str, inode: u64) -> FoundFile {
+        FoundFile {
+            image: ImageId::from_bytes([n; 16]),
+            path: VolumePath::parse(path).expect("a path"),
+            stamp: Stamp { inode, size_bytes: 10, mtime_ns: 1 },
+            format: ImageFormat::Iso,
+            os: Os { family: OsFamily::Linux, ..Os::unknown() },
+            folder: None,
+        }
+    }
+
+    async fn report(
+        store: &Store,
+        volume: VolumeId,
+        events: &[(FileEvent, FoundFile)],
+    ) -> Vec<ImageId> {
+        let changes =
+            events.iter().map(|(event, file)| FileChange { event: *event, file: file.clone() });
+        let verb = Verb::ApplyFiles { volume, changes: changes.collect() };
+        store.commit(None, verb).await.expect("applied").images
+    }
+
+    /// The image at a path: its id and inode number.
+    async fn image(store: &Store, path: &str) -> Option<(ImageId, Ino)> {
+        let path: LibraryPath = path.parse().expect("a path");
+        store
+            .read(move |rows| match library::find(rows, &path) {
+                Ok((_, Node::Image(image))) => Ok(Some((image.id, image.ino))),
+                _ => Ok(None),
+            })
+            .await
+            .expect("read")
+    }
+
+    async fn rename(store: &Store, from: &str, to: &str) {
+        let place = |path: &str| {
+            let (folder, name) =
+                path.parse::<LibraryPath>().expect("a path").split().expect("not the root");
+            Place { folder: FolderRef::Path(folder), name }
+        };
+        let verb = Verb::Rename { from: place(from), to: place(to), mode: RenameMode::NoReplace };
+        store.commit(None, verb).await.expect("renamed");
+    }
+
+    #[tokio::test]
+    async fn one_name_twice_gets_the_pools_name_in_the_second() {
+        let (store, _dir) = store().await;
+        report(&store, VOLUMES[0], &[(FileEvent::Created, file(1, "iso/a.iso", 1))]).await;
+        let second = [
+            (FileEvent::Created, file(2, "iso/a.iso", 1)),
+            (FileEvent::Created, file(3, "iso/x/a.iso", 2)),
+        ];
+        report(&store, VOLUMES[1], &second).await;
+        for (path, n) in [("/linux/a.iso", 1), ("/linux/a.slow.iso", 2), ("/linux/a.slow.2.iso", 3)]
+        {
+            let found = image(&store, path).await.map(|(id, _)| id);
+            assert_eq!(found, Some(ImageId::from_bytes([n; 16])), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn telling_it_again_changes_nothing() {
+        let (store, _dir) = store().await;
+        let told = [(FileEvent::Created, file(1, "iso/a.iso", 1))];
+        let first = report(&store, VOLUMES[0], &told).await;
+        // After a lost index the agent proposes another id for the same file.
+        let again = [(FileEvent::Created, file(9, "iso/a.iso", 1))];
+        assert_eq!(report(&store, VOLUMES[0], &again).await, first);
+        assert_eq!(store.read(|rows| rows.image_count()).await.expect("read"), 1);
+        let gone = [(FileEvent::Deleted, file(1, "iso/a.iso", 1))];
+        report(&store, VOLUMES[0], &gone).await;
+        report(&store, VOLUMES[0], &gone).await;
+        assert_eq!(image(&store, "/linux/a.iso").await, None);
+    }
+
+    #[tokio::test]
+    async fn other_bytes_are_a_new_image_under_the_old_names() {
+        let (store, _dir) = store().await;
+        report(&store, VOLUMES[0], &[(FileEvent::Created, file(1, "iso/a.iso", 1))]).await;
+        rename(&store, "/linux/a.iso", "/windows/mine.iso").await;
+        let (_, before) = image(&store, "/windows/mine.iso").await.expect("there");
+        report(&store, VOLUMES[0], &[(FileEvent::Updated, file(2, "iso/a.iso", 7))]).await;
+        let (id, after) = image(&store, "/windows/mine.iso").await.expect("there");
+        assert_eq!(id, ImageId::from_bytes([2; 16]));
+        assert_ne!(after, before);
+        assert_eq!(image(&store, "/linux/a.iso").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_file_renamed_in_its_pool_keeps_its_image_and_a_name_given_by_hand() {
+        let (store, _dir) = store().await;
+        let both = [
+            (FileEvent::Created, file(1, "iso/a.iso", 1)),
+            (FileEvent::Created, file(2, "iso/b.iso", 2)),
+        ];
+        report(&store, VOLUMES[0], &both).await;
+        let inode = image(&store, "/linux/a.iso").await.expect("there").1;
+        rename(&store, "/linux/b.iso", "/linux/mine.iso").await;
+        let moved = [
+            (FileEvent::Moved, file(1, "iso/new.iso", 1)),
+            (FileEvent::Moved, file(2, "iso/c.iso", 2)),
+        ];
+        report(&store, VOLUMES[0], &moved).await;
+        assert_eq!(image(&store, "/linux/new.iso").await.map(|(_, ino)| ino), Some(inode));
+        assert_eq!(image(&store, "/linux/a.iso").await, None);
+        assert!(image(&store, "/linux/mine.iso").await.is_some());
+        // Exchanged on disk: each image follows its own file.
+        let exchanged = [
+            (FileEvent::Moved, file(1, "iso/c.iso", 1)),
+            (FileEvent::Moved, file(2, "iso/new.iso", 2)),
+        ];
+        report(&store, VOLUMES[0], &exchanged).await;
+        assert_eq!(image(&store, "/linux/c.iso").await.map(|(_, ino)| ino), Some(inode));
+    }
+
+    #[tokio::test]
+    async fn an_index_copied_with_its_files_makes_images_of_their_own() {
+        let (store, _dir) = store().await;
+        report(&store, VOLUMES[0], &[(FileEvent::Created, file(1, "iso/a.iso", 1))]).await;
+        let copied = [(FileEvent::Created, file(1, "iso/a.iso", 50))];
+        let kept = report(&store, VOLUMES[1], &copied).await;
+        assert_ne!(kept, [ImageId::from_bytes([1; 16])]);
+        assert_eq!(image(&store, "/linux/a.slow.iso").await.map(|(id, _)| id), Some(kept[0]));
+    }
+
+    #[tokio::test]
+    async fn folders_are_made_as_the_pools_directories_ask() {
+        let (store, _dir) = store().await;
+        let within = |n: u8, path: &str, folder: &str| FoundFile {
+            folder: Some(folder.parse().expect("a folder")),
+            ..file(n, path, n.into())
+        };
+        let events = [
+            (FileEvent::Created, within(1, "iso/x/a.iso", "/x")),
+            (FileEvent::Created, within(2, "iso/x/y/b.iso", "/x/y")),
+            // A file has the name that a folder would need.
+            (FileEvent::Created, within(3, "iso/x/a.iso/c.iso", "/x/a.iso")),
+        ];
+        report(&store, VOLUMES[0], &events).await;
+        for path in ["/x/a.iso", "/x/y/b.iso", "/x/c.iso"] {
+            assert!(image(&store, path).await.is_some(), "{path}");
+        }
+    }
+}

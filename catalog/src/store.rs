@@ -136,3 +136,94 @@ fn stopped() -> Refusal {
 fn storage(error: rusqlite::Error) -> Refusal {
     Refusal::new(Reason::Storage, format!("the catalogue's database failed: {error}"))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use isotope_proto::cluster::{Node, VolumeState};
+    use isotope_proto::id::{BootId, Ino, NodeId, VolumeId};
+    use isotope_proto::name::EntryName;
+    use isotope_proto::report::{Hello, OfferedVolume};
+    use isotope_proto::tree::{FOLDER_MODE, FolderRef, Place};
+
+    use super::*;
+
+    pub(crate) const VOLUMES: [VolumeId; 2] =
+        [VolumeId::from_bytes([2; 16]), VolumeId::from_bytes([3; 16])];
+
+    /// A new store that knows one node with a volume in each of the pools `fast` and `slow`.
+    pub(crate) async fn store() -> (Store, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = Store::open(dir.path(), Timestamp(1)).expect("a store");
+        let volume = |(id, pool): (VolumeId, &str)| OfferedVolume {
+            id,
+            pool_name: pool.to_owned(),
+            path: format!("/{pool}"),
+            state: VolumeState::Offline(String::new()),
+        };
+        let id = NodeId::from_bytes([1; 16]);
+        let hello = Hello {
+            node: Node { id, name: "host".to_owned(), address: "host:1".to_owned() },
+            boot: BootId::from_bytes([1; 16]),
+            version: String::new(),
+            volumes: VOLUMES.into_iter().zip(["fast", "slow"]).map(volume).collect(),
+        };
+        store.commit(None, Verb::Register { hello }).await.expect("registered");
+        (store, dir)
+    }
+
+    fn make(name: &str) -> Verb {
+        let name = EntryName::parse(name).expect("a name");
+        let place = Place { folder: FolderRef::Ino(Ino::ROOT), name };
+        Verb::MakeFolder { place, mode: FOLDER_MODE }
+    }
+
+    #[tokio::test]
+    async fn a_request_makes_its_change_once() {
+        let (store, _dir) = store().await;
+        let request = Some(RequestId::from_bytes([9; 16]));
+        let first = store.commit(request, make("a")).await.expect("made").change;
+        let again = store.commit(request, make("a")).await.expect("known").change;
+        assert_eq!(first, again);
+        let other = store.commit(Some(RequestId::from_bytes([8; 16])), make("a")).await;
+        assert_eq!(other.expect_err("taken").reason, Reason::Exists);
+        assert_eq!(
+            store.read(|rows| rows.revision()).await.expect("read"),
+            first.revision,
+            "a refusal is no revision"
+        );
+    }
+
+    #[tokio::test]
+    async fn changes_of_one_group_are_refused_alone_and_published_in_order() {
+        let (store, _dir) = store().await;
+        let mut waiting = tokio::task::JoinSet::new();
+        for n in 0..200_usize {
+            let store = store.clone();
+            // Every other name is asked for twice.
+            waiting.spawn(async move { store.commit(None, make(&format!("{}", n / 2 * 2))).await });
+        }
+        let results = waiting.join_all().await;
+        assert_eq!(results.iter().filter(|it| it.is_ok()).count(), 100);
+        let changes = store.changes_after(Revision(0), 1000).await.expect("read").expect("kept");
+        let revisions: Vec<u64> = changes.iter().map(|change| change.revision.0).collect();
+        assert_eq!(revisions, (1..=101).collect::<Vec<_>>(), "no gap, no repetition");
+    }
+
+    #[tokio::test]
+    async fn what_is_acknowledged_outlives_the_process() {
+        let (store, dir) = store().await;
+        let change = store.commit(None, make("kept")).await.expect("made").change;
+        let incarnation = store.incarnation();
+        drop(store);
+        // The writer ends once it has seen that nobody can ask any more.
+        let reopened = (0..100).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            Store::open(dir.path(), Timestamp(2)).ok()
+        });
+        let (store, feed) = reopened.expect("the lock is free");
+        assert_eq!(store.incarnation(), incarnation);
+        assert_eq!(feed.newest(), change.revision);
+        let changes = store.changes_after(Revision(1), 10).await.expect("read");
+        assert_eq!(changes, Some(vec![(*change).clone()]));
+    }
+}

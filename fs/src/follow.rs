@@ -12,7 +12,7 @@ use isotope_proto::pb::feed_service_client::FeedServiceClient;
 use isotope_proto::pb::watch_event::Event;
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::wire::Malformed;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -39,7 +39,7 @@ pub(crate) struct Follower {
     pub(crate) client: FeedServiceClient<Channel>,
     pub(crate) catalog: String,
     pub(crate) watcher: Watcher,
-    pub(crate) contact: watch::Sender<Contact>,
+    pub(crate) contact: Contact,
     pub(crate) notifications: Notifications,
     /// Made with the first whole list.
     pub(crate) mirror: Option<Arc<Mirror>>,
@@ -53,7 +53,7 @@ impl Follower {
         let mut reported = None;
         loop {
             let ended = self.follow(&mut wait).await;
-            self.contact.send_replace(Contact::Lost);
+            self.contact = Contact::Lost;
             // Said once, not with every try.
             if reported.as_ref() != Some(&ended.text) {
                 if self.mirror.is_none() {
@@ -94,9 +94,9 @@ impl Follower {
         while let Some(event) = timeout(SILENCE_MAX, events.message()).await.map_err(silent)?? {
             let Some(event) = event.event else { continue };
             self.take(event, &mut list)?;
-            if list.is_none() && self.mirror.is_some() && *self.contact.borrow() == Contact::Lost {
+            if list.is_none() && self.mirror.is_some() && self.contact == Contact::Lost {
                 info!(catalog = self.catalog, revision = %self.revision(), "following the catalogue");
-                self.contact.send_replace(Contact::Following);
+                self.contact = Contact::Following;
                 *wait = RETRY_MIN;
             }
         }

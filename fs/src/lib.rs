@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use isotope_proto::cluster::Watcher;
 use isotope_proto::pb::feed_service_client::FeedServiceClient;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Uri};
 use tracing::info;
@@ -102,7 +102,7 @@ impl Mount {
             client: FeedServiceClient::new(channel.clone()),
             catalog: catalog.to_string(),
             watcher: Watcher { host, purpose: format!("mount {}", mountpoint.display()) },
-            contact: watch::Sender::new(Contact::Lost),
+            contact: Contact::Lost,
             notifications: notifications.clone(),
             mirror: None,
             first: Some(first),

@@ -10,7 +10,7 @@ use isotope_proto::id::{Ino, Revision};
 use tokio::sync::watch;
 
 use crate::notify::Notifications;
-use crate::tree::{Applied, Inode, Position, Stale, Tree};
+use crate::tree::{Applied, Inode, Position, Tree};
 
 /// Who made a change known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,16 +76,25 @@ impl Mirror {
 
     /// Puts a newly listed tree in the place of the old one.
     pub(crate) fn replace(&self, mut new: Tree) {
-        let stale: Vec<Stale> = {
+        loop {
+            // Comparing a million entries takes a while, in which requests must be answered.
+            let (compared, (stale, gone)) = {
+                let tree = self.tree();
+                (tree.position, tree.outdated_by(&new))
+            };
             let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
-            let (stale, gone) = tree.outdated_by(&new);
+            if tree.position != compared {
+                continue;
+            }
             self.keep_ghosts(&gone);
             new.set_live(tree.live().clone());
             self.position.send_replace(new.position);
-            *tree = new;
-            stale
-        };
-        self.notifications.send(stale);
+            let old = std::mem::replace(&mut *tree, new);
+            drop(tree);
+            self.notifications.send(stale);
+            drop(old);
+            return;
+        }
     }
 
     pub(crate) fn set_live(&self, live: Live) {

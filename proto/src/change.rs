@@ -54,6 +54,8 @@ impl<T> Edit<T> {
 }
 
 /// An edit, and of what.
+// Most deltas are images, which are the large ones: boxing them would cost more than it saves.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delta {
     Folder(Edit<Folder>),

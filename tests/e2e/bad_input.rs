@@ -157,3 +157,38 @@ fn catalogues_and_arguments_that_lead_nowhere() {
     );
     refuses(&world, &["--server", &url, "get", "/nothing.iso"], 3, "no such file");
 }
+
+#[test]
+fn a_machine_without_fuse() {
+    let world = World::new();
+    let mount = world.mount_point("mnt");
+    let binary = env!("CARGO_BIN_EXE_isotope");
+    // A mount namespace of its own, in which /dev is empty.
+    let script = r#"mount -t tmpfs none /dev && exec "$0" mount "$1""#;
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, binary, text(&mount)])
+        .env("ISOTOPE_CONFIG", world.path("isotope.toml"))
+        .output()
+        .expect("unshare runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("/dev/fuse is missing"), "{told}");
+    assert_eq!(output.status.code(), Some(1));
+
+    // Somebody who is not root, and has no fusermount3.
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(world.dir.path(), open.clone()).expect("opened");
+    let copy = world.path("isotope");
+    fs::copy(binary, &copy).expect("copied");
+    fs::set_permissions(&copy, open).expect("opened");
+    let output = std::process::Command::new(&copy)
+        .args(["mount", text(&mount)])
+        .env("PATH", "/nowhere")
+        .env("ISOTOPE_CONFIG", world.path("isotope.toml"))
+        .uid(65_534)
+        .output()
+        .expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("install the package fuse3"), "{told}");
+}

@@ -35,7 +35,7 @@ pub(super) fn append(
             db.prepare_cached("INSERT INTO request (id, revision) VALUES (?1, ?2)")?
                 .execute(params![request.as_bytes(), revision])?;
         }
-        if change.revision.0 % PRUNE_EVERY == 0 {
+        if change.revision.0.is_multiple_of(PRUNE_EVERY) {
             let oldest = sql_int(change.revision.0.saturating_sub(CHANGES_KEPT));
             db.execute("DELETE FROM change WHERE revision <= ?1", [oldest])?;
             db.execute("DELETE FROM request WHERE revision <= ?1", [oldest])?;
