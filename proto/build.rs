@@ -2,11 +2,12 @@
 
 use std::error::Error;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "isotope/v1/library.proto",
     "isotope/v1/feed.proto",
     "isotope/v1/cluster.proto",
     "isotope/v1/content.proto",
+    "isotope/v1/upload.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -14,6 +15,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={file}");
     }
     let descriptors = protox::compile(FILES, ["."])?;
-    tonic_prost_build::configure().bytes(".isotope.v1.ReadChunk.data").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".isotope.v1.ReadChunk.data")
+        .bytes(".isotope.v1.StageWrite.data")
+        .bytes(".isotope.v1.StageData.data")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -19,9 +19,9 @@ as_root() {
 reason_for() {
     case $1 in
         gcc) echo 'compiles SQLite and links' ;;
-        fuse3) echo 'mounts and unmounts in the tests' ;;
-        ipxe | grub-rescue-pc) echo 'ships a real ISO that the tests read' ;;
-        xorriso) echo 'makes ISOs for the tests' ;;
+        fuse3) echo 'mounts and unmounts for whoever is not root' ;;
+        ipxe | grub-rescue-pc) echo 'ships a real ISO to read and boot' ;;
+        xorriso) echo 'makes ISOs' ;;
         qemu-system-x86) echo 'boots an ISO from the mount' ;;
         *) echo 'used by this script' ;;
     esac
@@ -55,12 +55,16 @@ ensure_packages() {
     } || fail "cannot install ${missing[*]}"
 }
 
-# ensure_rust: cargo, with its formatter and its lints.
-ensure_rust() {
+ensure_cargo() {
     if ! command -v cargo >/dev/null && [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then
         PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     fi
     command -v cargo >/dev/null || fail 'there is no cargo; install Rust with rustup'
+}
+
+# ensure_rust: cargo, with its formatter and its lints.
+ensure_rust() {
+    ensure_cargo
     local missing=()
     cargo fmt --version >/dev/null 2>&1 || missing+=(rustfmt)
     cargo clippy --version >/dev/null 2>&1 || missing+=(clippy)

@@ -10,10 +10,13 @@ mod mount;
 mod mv;
 mod node;
 mod pool;
+mod put;
+mod rm;
 mod rmdir;
 mod scan;
 mod serve;
 mod status;
+mod trash;
 mod tree;
 mod up;
 
@@ -55,9 +58,12 @@ enum Command {
     Tree(tree::TreeArgs),
     Info(info::InfoArgs),
     Mkdir(mkdir::MkdirArgs),
+    Put(put::PutArgs),
+    Rm(rm::RmArgs),
     Rmdir(rmdir::RmdirArgs),
     Mv(mv::MvArgs),
     Get(get::GetArgs),
+    Trash(trash::TrashArgs),
     Scan(scan::ScanArgs),
     Node(node::NodeArgs),
     Pool(pool::PoolArgs),
@@ -107,6 +113,9 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Tree(args) => tree::cmd_tree(&args, context).await,
         Command::Info(args) => info::cmd_info(&args, context).await,
         Command::Mkdir(args) => mkdir::cmd_mkdir(&args, context).await,
+        Command::Put(args) => put::cmd_put(&args, context).await,
+        Command::Rm(args) => rm::cmd_rm(&args, context).await,
+        Command::Trash(args) => trash::cmd_trash(&args, context).await,
         Command::Rmdir(args) => rmdir::cmd_rmdir(&args, context).await,
         Command::Mv(args) => mv::cmd_mv(&args, context).await,
         Command::Get(args) => get::cmd_get(&args, context).await,

@@ -66,6 +66,17 @@ impl Client {
         Ok(Item::try_from(listing.into_inner())?)
     }
 
+    /// What is at a path; `None` if nothing is.
+    pub(crate) async fn find(&mut self, path: &LibraryPath) -> anyhow::Result<Option<Item>> {
+        match self.stat(Target::Path(path.to_string())).await {
+            Ok(item) => Ok(Some(item)),
+            Err(error) => match error.downcast_ref::<Refusal>() {
+                Some(Refusal { reason: Reason::NotFound, .. }) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
     /// An image by its library path, its path on a mount, or its id.
     pub(crate) async fn image(&mut self, argument: &str) -> anyhow::Result<(Item, Image)> {
         let target = match argument.parse::<ImageId>() {
@@ -89,7 +100,8 @@ impl Client {
         depth: u32,
     ) -> anyhow::Result<Streaming<pb::Listing>> {
         let request = pb::ListRequest { path: path.to_string(), depth };
-        Ok(self.library.list(request).await.map_err(Refusal::from)?.into_inner())
+        let listed = answered(self.library.list(request)).await?;
+        Ok(listed.map_err(Refusal::from)?.into_inner())
     }
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<Status> {
@@ -138,6 +150,16 @@ impl Status {
 
 fn all<A: Clone, B: TryFrom<A, Error = Malformed>>(values: &[A]) -> Result<Vec<B>, Malformed> {
     values.iter().cloned().map(B::try_from).collect()
+}
+
+/// The next message of a stream, within its time.
+pub(crate) async fn next<T>(stream: &mut Streaming<T>) -> anyhow::Result<Option<T>> {
+    Ok(answered(stream.message()).await?.map_err(Refusal::from)?)
+}
+
+async fn answered<T>(answer: impl Future<Output = T>) -> Result<T, Refusal> {
+    let late = |_| Refusal::new(Reason::TimedOut, "the catalogue does not answer");
+    tokio::time::timeout(CALL_MAX, answer).await.map_err(late)
 }
 
 /// A call that ends within its time.

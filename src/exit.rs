@@ -19,11 +19,18 @@ const CONFLICT: u8 = 4;
 const NOT_PERMITTED: u8 = 5;
 const UNAVAILABLE: u8 = 6;
 const INTEGRITY: u8 = 7;
+/// As a shell reports a program that was interrupted.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Arguments that are well-formed and make no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
+
+/// Ended by a signal.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
 
 /// Prints an error and says how the process ends.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -65,6 +72,9 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             | MountPointError::NoFusermount => FAILURE,
         });
     }
+    if error.is::<Interrupted>() {
+        return Some(INTERRUPTED);
+    }
     let usage = error.is::<Usage>()
         || error.is::<ConfigError>()
         || error.is::<InvalidName>()
@@ -75,17 +85,21 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn refusal_code(reason: Reason) -> u8 {
     match reason {
         Reason::NotFound => NOT_FOUND,
-        Reason::Exists | Reason::NotEmpty | Reason::NotAFolder | Reason::IsAFolder => CONFLICT,
+        Reason::Exists
+        | Reason::NotEmpty
+        | Reason::NotAFolder
+        | Reason::IsAFolder
+        | Reason::InUse => CONFLICT,
         Reason::IntoItself
         | Reason::TooDeep
         | Reason::NameTooLong
         | Reason::InvalidName
         | Reason::Malformed
         | Reason::OutOfRange => USAGE,
-        Reason::NotPermitted => NOT_PERMITTED,
+        Reason::NotPermitted | Reason::ReadOnly => NOT_PERMITTED,
         Reason::Replaced => INTEGRITY,
         Reason::Busy | Reason::Unavailable | Reason::TimedOut => UNAVAILABLE,
-        Reason::Storage => FAILURE,
+        Reason::Storage | Reason::NoSpace | Reason::QuotaExceeded | Reason::TooLarge => FAILURE,
     }
 }
 

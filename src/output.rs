@@ -49,13 +49,18 @@ pub(crate) fn error(text: &str) {
 /// Without control characters: a file's name must not command a terminal.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        if c.is_control() && c != '\n' {
+        if (c.is_control() && c != '\n') || is_bidi_control(c) {
             let _ = write!(out, "{}", c.escape_default());
         } else {
             out.push(c);
         }
         out
     })
+}
+
+/// Marks that reorder what is shown around them: a name could pose as another.
+fn is_bidi_control(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Rows under headings, columns as wide as they need; the last one is not padded.
@@ -117,5 +122,6 @@ mod tests {
     fn control_characters_are_escaped() {
         assert_eq!(plain("a\u{1b}[31mb\tc"), "a\\u{1b}[31mb\\tc");
         assert_eq!(plain("two\nlines"), "two\nlines");
+        assert_eq!(plain("a\u{202e}osi.b"), "a\\u{202e}osi.b");
     }
 }

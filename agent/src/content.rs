@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use isotope_proto::id::ImageId;
@@ -19,6 +20,9 @@ use crate::volume::{Volume, open_file, stamp_of};
 const PIECE_BYTES: u64 = 256 << 10;
 /// Pieces read ahead of the network.
 const PIECES_AHEAD: usize = 4;
+
+/// Between a rename of ours and the index there are some system calls.
+const RELOCATE_PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, Refusal>>;
 
@@ -55,16 +59,30 @@ fn open(volume: &Volume, image: ImageId) -> Result<(File, Stamp), Refusal> {
     let offline = |reason| Refusal::new(Reason::Unavailable, reason);
     let gone = || Refusal::new(Reason::NotFound, format!("{image} is not on this volume"));
     let root = volume.root().map_err(offline)?;
-    let (path, stamp) = {
+    let locate = || {
         let index = volume.index();
-        let (path, stamp) = index.locate(image).ok_or_else(gone)?;
-        (path.clone(), stamp)
+        index.locate(image).map(|(path, stamp)| (path.clone(), stamp)).ok_or_else(gone)
     };
-    let (file, found) = open_file(&root, path.as_str()).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => gone(),
-        _ => Refusal::new(Reason::Storage, format!("cannot open {path}: {error}")),
-    })?;
-    if found == stamp { Ok((file, stamp)) } else { Err(replaced()) }
+    let (mut path, mut stamp) = locate()?;
+    loop {
+        match open_file(&root, path.as_str()) {
+            Ok((file, found)) if found == stamp => return Ok((file, stamp)),
+            Ok(_) => return Err(replaced()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // It may just have been brought to another place, of which the index hears last.
+                std::thread::sleep(RELOCATE_PAUSE);
+                let now = locate()?;
+                if now.0 == path {
+                    return Err(gone());
+                }
+                (path, stamp) = now;
+            }
+            Err(error) => {
+                let text = format!("cannot open {path}: {error}");
+                return Err(Refusal::new(Reason::Storage, text));
+            }
+        }
+    }
 }
 
 fn read_piece(file: &File, stamp: Stamp, at: u64, len: u64) -> Result<Bytes, Refusal> {
@@ -88,7 +106,7 @@ fn failed(error: &dyn std::error::Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use isotope_proto::name::VolumePath;
     use isotope_proto::time::Timestamp;

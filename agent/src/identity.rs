@@ -70,6 +70,19 @@ impl State {
         Ok(state)
     }
 
+    /// What a directory of state remembers, with nothing made or locked.
+    pub(crate) fn peek(state: &Path) -> Result<BTreeMap<PathBuf, VolumeId>, IdentityError> {
+        let path = state.join("agent/node.json");
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let known = parse(&bytes);
+                Ok(known.map_err(|reason| IdentityError::Damaged { path, reason })?.1)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(IdentityError::State { path, error }),
+        }
+    }
+
     pub(crate) fn node(&self) -> NodeId {
         self.node
     }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::marker::{SIDECAR_DIR, write_beneath};
+use crate::walk::ImageDir;
 
 const FORMAT: u32 = 1;
 
@@ -29,15 +30,27 @@ pub(crate) struct Known {
 pub(crate) struct Index {
     files: BTreeMap<VolumePath, Known>,
     paths: HashMap<ImageId, VolumePath>,
-    /// The catalogue that knows all this; another one has to be told anew.
-    pub(crate) incarnation: Option<Incarnation>,
+    /// Files out of a scan's sight, staged or in the trash, whose bytes may still be asked for.
+    aside: HashMap<ImageId, (VolumePath, Stamp)>,
+    /// Whether there is something to write.
+    changed: bool,
+    /// The catalogue that was told all this and that it is all. Any other has to be told anew, and
+    /// so has this one after the index was lost: it may know files that are no more.
+    incarnation: Option<Incarnation>,
+    /// Where the images lay when some were last seen; another place is another disk.
+    image_dir: Option<ImageDir>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct IndexFile {
     format: u32,
     incarnation: Option<String>,
+    /// Whether the images lay on a file system of their own.
+    #[serde(default)]
+    images_apart: Option<bool>,
     files: Vec<FileLine>,
+    #[serde(default)]
+    aside: Vec<FileLine>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,9 +62,28 @@ struct FileLine {
     mtime_ns: i64,
 }
 
+impl FileLine {
+    fn of(path: &VolumePath, known: Known) -> Self {
+        Self {
+            path: path.to_string(),
+            image: known.image.to_string(),
+            inode: known.stamp.inode,
+            size: known.stamp.size_bytes,
+            mtime_ns: known.stamp.mtime_ns,
+        }
+    }
+
+    fn parse(&self) -> Result<(VolumePath, Known), String> {
+        let path = VolumePath::parse(&self.path).map_err(|error| error.to_string())?;
+        let image = self.image.parse::<ImageId>().map_err(|error| error.to_string())?;
+        let stamp = Stamp { inode: self.inode, size_bytes: self.size, mtime_ns: self.mtime_ns };
+        Ok((path, Known { image, stamp }))
+    }
+}
+
 impl Index {
-    /// An index that is missing or damaged is empty: the scan finds the files again, and the
-    /// catalogue knows them by volume, path and stamp.
+    /// An index that is missing or damaged is empty and known to no catalogue: the scan finds the
+    /// files again, and the catalogue knows them by volume, path and stamp.
     pub(crate) fn read(root: &OwnedFd) -> Self {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let path = format!("{SIDECAR_DIR}/index.json");
@@ -73,29 +105,34 @@ impl Index {
         }
         let mut index = Self {
             incarnation: file.incarnation.and_then(|text| text.parse().ok()),
+            image_dir: file
+                .images_apart
+                .map(|apart| if apart { ImageDir::Apart } else { ImageDir::Within }),
             ..Self::default()
         };
         for line in file.files {
-            let path = VolumePath::parse(&line.path).map_err(|error| error.to_string())?;
-            let image = line.image.parse::<ImageId>().map_err(|error| error.to_string())?;
-            let stamp = Stamp { inode: line.inode, size_bytes: line.size, mtime_ns: line.mtime_ns };
-            index.insert(path, Known { image, stamp });
+            let (path, known) = line.parse()?;
+            index.insert(path, known);
         }
+        for line in file.aside {
+            let (path, known) = line.parse()?;
+            index.put_aside(known.image, path, known.stamp);
+        }
+        index.changed = false;
         Ok(index)
     }
 
     pub(crate) fn write(&self, root: &OwnedFd) -> io::Result<()> {
-        let line = |(path, known): (&VolumePath, &Known)| FileLine {
-            path: path.to_string(),
-            image: known.image.to_string(),
-            inode: known.stamp.inode,
-            size: known.stamp.size_bytes,
-            mtime_ns: known.stamp.mtime_ns,
-        };
+        let known = self.files.iter().map(|(path, known)| FileLine::of(path, *known));
+        let aside = self.aside.iter();
+        let aside =
+            aside.map(|(&image, (path, stamp))| FileLine::of(path, Known { image, stamp: *stamp }));
         let file = IndexFile {
             format: FORMAT,
             incarnation: self.incarnation.map(|id| id.to_string()),
-            files: self.files.iter().map(line).collect(),
+            images_apart: self.image_dir.map(|dir| dir == ImageDir::Apart),
+            files: known.collect(),
+            aside: aside.collect(),
         };
         write_beneath(root, "index.json", &serde_json::to_vec(&file)?)
     }
@@ -106,11 +143,59 @@ impl Index {
 
     /// Where the bytes of an image lie.
     pub(crate) fn locate(&self, image: ImageId) -> Option<(&VolumePath, Stamp)> {
-        let path = self.paths.get(&image)?;
-        Some((path, self.files.get(path)?.stamp))
+        if let Some(path) = self.paths.get(&image) {
+            return Some((path, self.files.get(path)?.stamp));
+        }
+        self.aside.get(&image).map(|(path, stamp)| (path, *stamp))
+    }
+
+    pub(crate) fn put_aside(&mut self, image: ImageId, path: VolumePath, stamp: Stamp) {
+        self.aside.insert(image, (path, stamp));
+        self.changed = true;
+    }
+
+    pub(crate) fn drop_aside(&mut self, image: ImageId) {
+        self.changed |= self.aside.remove(&image).is_some();
+    }
+
+    /// Whether a catalogue was told all this and that it is all.
+    pub(crate) fn is_known_to(&self, catalog: Incarnation) -> bool {
+        self.incarnation == Some(catalog)
+    }
+
+    /// A catalogue is about to be told everything. What is known stays until it has been: bytes
+    /// are served meanwhile, and an interrupted introduction begins anew under the same ids.
+    pub(crate) fn begin_introduction(&mut self) {
+        self.incarnation = None;
+        self.changed = true;
+    }
+
+    /// The catalogue has been told everything.
+    pub(crate) fn end_introduction(&mut self, catalog: Incarnation) {
+        self.incarnation = Some(catalog);
+        self.changed = true;
+    }
+
+    pub(crate) fn image_dir(&self) -> Option<ImageDir> {
+        self.image_dir
+    }
+
+    pub(crate) fn images_lie(&mut self, image_dir: ImageDir) {
+        self.changed |= self.image_dir.replace(image_dir) != Some(image_dir);
+    }
+
+    pub(crate) fn mark_changed(&mut self) {
+        self.changed = true;
+    }
+
+    /// Whether it changed since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     pub(crate) fn insert(&mut self, path: VolumePath, known: Known) {
+        self.changed = true;
+        self.drop_aside(known.image);
         self.paths.insert(known.image, path.clone());
         if let Some(before) = self.files.insert(path.clone(), known)
             && before.image != known.image
@@ -121,6 +206,7 @@ impl Index {
 
     pub(crate) fn remove(&mut self, path: &VolumePath) {
         if let Some(before) = self.files.remove(path) {
+            self.changed = true;
             self.forget_path(before.image, path);
         }
     }
@@ -176,11 +262,16 @@ mod tests {
         let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
         let mut index = Index::default();
         index.insert(path("iso/a.iso"), known(1));
-        index.incarnation = Some(Incarnation::from_bytes([9; 16]));
+        let catalog = Incarnation::from_bytes([9; 16]);
+        assert!(!Index::read(&root).is_known_to(catalog), "missing");
+        index.end_introduction(catalog);
+        index.images_lie(ImageDir::Apart);
         index.write(&root).expect("written");
         let again = Index::read(&root);
-        assert_eq!((again.files(), again.incarnation), (index.files(), index.incarnation));
+        assert_eq!((again.files(), again.image_dir()), (index.files(), index.image_dir()));
+        assert!(again.is_known_to(catalog));
         fs::write(dir.path().join(".isotope/index.json"), "{").expect("damaged");
-        assert!(Index::read(&root).files().is_empty());
+        let damaged = Index::read(&root);
+        assert!(damaged.files().is_empty() && !damaged.is_known_to(catalog));
     }
 }

@@ -8,31 +8,35 @@ mod content;
 mod identify;
 mod identity;
 mod index;
+mod lookout;
 mod marker;
+mod plan;
 mod reconcile;
 mod scan;
 mod service;
 mod session;
+mod stage;
+mod tasks;
 mod volume;
 mod walk;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isotope_proto::cluster::Node;
 use isotope_proto::id::{BootId, VolumeId};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Uri};
 use tracing::info;
 
 pub use crate::identity::IdentityError;
 use crate::identity::State;
-use crate::volume::Volume;
 pub use crate::volume::VolumeError;
+use crate::volume::{Checked, Volume};
 
 /// A directory given as a pool, and the pool's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,24 +89,32 @@ pub struct Agent {
     _state: State,
 }
 
+/// Whether an agent could use these pools, with nothing made, marked or locked: for whoever starts
+/// other parts beside it.
+///
+/// # Errors
+/// As [`Agent::build`] would fail for a pool.
+pub fn check_pools(pools: &[PoolDir], state: &Path) -> Result<(), AgentError> {
+    let remembered = State::peek(state)?;
+    check(pools, |dir| remembered.get(dir).copied()).map(drop)
+}
+
 impl Agent {
-    /// Opens the volumes (marking those used for the first time) and binds the port.
+    /// Binds the port and opens the volumes, marking those used for the first time. Nothing is
+    /// marked if anything is wrong with the port or with one of them.
     pub async fn build(config: Config) -> Result<Self, AgentError> {
         let now = clock::now();
-        let mut state = State::open(&config.state, now)?;
-        let mut volumes: HashMap<VolumeId, Arc<Volume>> = HashMap::new();
-        for pool in &config.pools {
-            let volume = Volume::open(&pool.dir, &pool.name, state.remembered(&pool.dir), now)?;
-            if let Some(other) = volumes.get(&volume.id) {
-                let (first, second) = (other.path.clone(), volume.path);
-                return Err(AgentError::Twice { first, second });
-            }
-            state.remember(&pool.dir, volume.id)?;
-            volumes.insert(volume.id, Arc::new(volume));
-        }
         let bind_error = |error| AgentError::Bind { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
+        let mut state = State::open(&config.state, now)?;
+        let checked = check(&config.pools, |dir| state.remembered(dir))?;
+        let mut volumes = HashMap::new();
+        for (pool, checked) in config.pools.iter().zip(checked) {
+            let volume = checked.into_volume(&pool.name, now)?;
+            state.remember(&pool.dir, volume.id)?;
+            volumes.insert(volume.id, Arc::new(volume));
+        }
         let reached_at = config.advertise.unwrap_or_else(|| advertised(address, &config.name));
         let node = Node { id: state.node(), name: config.name, address: reached_at };
         Ok(Self {
@@ -125,6 +137,7 @@ impl Agent {
     /// Serves bytes and follows the catalogue until `stop` is cancelled.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), AgentError> {
         info!(address = %self.address, node = %self.node.name, volumes = self.volumes.len(), "agent serves");
+        let node_id = self.node.id;
         let session = session::Session {
             node: self.node,
             boot: self.boot,
@@ -134,8 +147,8 @@ impl Agent {
         };
         let session = tokio::spawn(session.run());
         let stopped = stop.clone();
-        let server = service::server(self.volumes).serve_with_incoming_shutdown(
-            TcpListenerStream::new(self.listener),
+        let server = service::server(self.volumes, node_id).serve_with_incoming_shutdown(
+            incoming(self.listener),
             async move {
                 stopped.cancelled().await;
             },
@@ -151,11 +164,97 @@ impl Agent {
     }
 }
 
+/// Each pool's directory, found fit and named once.
+fn check(
+    pools: &[PoolDir],
+    remembered: impl Fn(&Path) -> Option<VolumeId>,
+) -> Result<Vec<Checked>, AgentError> {
+    let mut all: Vec<Checked> = Vec::with_capacity(pools.len());
+    for pool in pools {
+        let checked = Checked::look(&pool.dir, remembered(&pool.dir))?;
+        if let Some(other) = all.iter().find(|other| checked.is(other)) {
+            let (first, second) = (other.path().to_owned(), pool.dir.clone());
+            return Err(AgentError::Twice { first, second });
+        }
+        all.push(checked);
+    }
+    Ok(all)
+}
+
+/// Answers of one small frame must not wait for the acknowledgement of the last; the server's own
+/// setting of this is only for listeners that it bound itself.
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 /// Others cannot reach "any address"; they can try the name.
 fn advertised(address: SocketAddr, name: &str) -> String {
     if address.ip().is_unspecified() {
         format!("{name}:{}", address.port())
     } else {
         address.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    fn config(dir: &Path, listen: SocketAddr, pools: &[&str]) -> Config {
+        let pool = |name: &&str| PoolDir { dir: dir.join(name), name: "isos".to_owned() };
+        Config {
+            listen,
+            advertise: None,
+            name: "host".to_owned(),
+            pools: pools.iter().map(pool).collect(),
+            catalog: Uri::from_static("http://127.0.0.1:1"),
+            state: dir.join("state"),
+        }
+    }
+
+    #[tokio::test]
+    async fn bad_input_marks_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["good", "theirs/.isotope"] {
+            std::fs::create_dir_all(dir.path().join(name)).expect("made");
+        }
+        std::fs::write(dir.path().join("file"), "").expect("written");
+        std::fs::write(dir.path().join("theirs/.isotope/volume.json"), "?").expect("written");
+        std::os::unix::fs::symlink("good", dir.path().join("alias")).expect("linked");
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        let busy = TcpListener::bind(free).await.expect("bound");
+        let taken = busy.local_addr().expect("an address");
+        for (listen, pools, expected) in [
+            (free, &["good", "missing"][..], "does not exist"),
+            (free, &["good", "file"], "is not a directory"),
+            (free, &["good", "theirs"], "is not ours"),
+            (free, &["good", "alias"], "are the same volume"),
+            (free, &["good", "good"], "are the same volume"),
+            (taken, &["good"], "cannot listen"),
+        ] {
+            let built = Agent::build(config(dir.path(), listen, pools)).await;
+            let error = built.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(expected), "{pools:?}: {error}");
+            assert!(!dir.path().join("good/.isotope").exists(), "{pools:?} marked it");
+        }
+        Agent::build(config(dir.path(), free, &["good"])).await.expect("built");
+        assert!(dir.path().join("good/.isotope/volume.json").exists());
+        // Known now, it is still found under its other name.
+        let built = Agent::build(config(dir.path(), free, &["good", "alias"])).await;
+        assert!(matches!(built.err(), Some(AgentError::Twice { .. })));
+    }
+
+    #[tokio::test]
+    async fn small_answers_are_sent_at_once() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = TcpListener::bind(any).await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let _client = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let accepted = incoming(listener).next().await.expect("one").expect("accepted");
+        assert!(accepted.nodelay().expect("asked"));
     }
 }

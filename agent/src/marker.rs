@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use isotope_proto::id::VolumeId;
-use rustix::fs::{Mode, OFlags, mkdirat, openat, renameat};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 
 /// Everything of ours in a volume lies in here.
@@ -75,14 +75,54 @@ pub(crate) fn write_beneath(root: &OwnedFd, name: &str, bytes: &[u8]) -> io::Res
     use std::io::Write as _;
     let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let sidecar = openat(root, SIDECAR_DIR, directory, Mode::empty())?;
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let temporary = format!("{name}.new");
-    let mut file =
-        std::fs::File::from(openat(&sidecar, &temporary, flags, Mode::from_raw_mode(0o644))?);
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    renameat(&sidecar, &temporary, &sidecar, name)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Of a shared volume several hosts may be writing the same file.
+    let temporary = format!("{name}.{}.new", uuid::Uuid::new_v4());
+    let written = (|| {
+        let mode = Mode::from_raw_mode(0o644);
+        let mut file = std::fs::File::from(openat(&sidecar, &temporary, flags, mode)?);
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        renameat(&sidecar, &temporary, &sidecar, name)?;
+        Ok(())
+    })();
+    if written.is_err() {
+        // It may not even have been made.
+        let _ = unlinkat(&sidecar, &temporary, AtFlags::empty());
+        return written;
+    }
     rustix::fs::fsync(sidecar.as_fd())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+
+    #[test]
+    fn writers_of_a_shared_directory_do_not_meet_in_a_half_written_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join(SIDECAR_DIR)).expect("made");
+        let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
+        let (short, long) = (vec![b'a'; 10], vec![b'b'; 100_000]);
+        std::thread::scope(|scope| {
+            for bytes in [&short, &long] {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        write_beneath(&root, "index.json", bytes).expect("written");
+                        let found = fs::read(dir.path().join(".isotope/index.json"));
+                        let found = found.expect("always there");
+                        assert!(found == short || found == long, "{} bytes", found.len());
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path().join(SIDECAR_DIR)).expect("listed").count(), 1);
+        // What fails leaves nothing behind.
+        fs::create_dir(dir.path().join(".isotope/taken")).expect("made");
+        write_beneath(&root, "taken", &short).expect_err("a directory is in its place");
+        assert_eq!(fs::read_dir(dir.path().join(SIDECAR_DIR)).expect("listed").count(), 2);
+    }
 }

@@ -1,7 +1,7 @@
 //! What to tell the catalogue so that it agrees with the disk. Pure: walking the disk is not its
 //! business.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use isotope_proto::id::ImageId;
 use isotope_proto::image::Stamp;
@@ -9,6 +9,7 @@ use isotope_proto::name::VolumePath;
 use isotope_proto::report::FileEvent;
 
 use crate::index::Known;
+use crate::walk::{Seen, is_image_name};
 
 /// One difference between what is known and what is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,31 @@ pub(crate) struct Difference {
     pub(crate) image: Option<ImageId>,
     /// For a moved file, where it was.
     pub(crate) from: Option<VolumePath>,
+}
+
+/// What counts as there: the files seen; known ones that would not be adopted, or that lie where
+/// nothing could be seen; and, under its new name, a known one that was renamed and then linked.
+pub(crate) fn standing(
+    known: &BTreeMap<VolumePath, Known>,
+    seen: &Seen,
+) -> BTreeMap<VolumePath, Stamp> {
+    let mut there = seen.files.clone();
+    for (path, known) in known {
+        if seen.others.get(path) == Some(&known.stamp) || seen.hides(path) {
+            there.entry(path.clone()).or_insert(known.stamp);
+        }
+    }
+    let mut lost: HashSet<Stamp> = known.values().map(|known| known.stamp).collect();
+    for stamp in there.values() {
+        lost.remove(stamp);
+    }
+    for (path, stamp) in &seen.others {
+        // Renamed to what is no image's name, it was put aside: that is a deletion.
+        if is_image_name(path.file_name()) && lost.remove(stamp) {
+            there.entry(path.clone()).or_insert(*stamp);
+        }
+    }
+    there
 }
 
 /// The differences, in an order in which they can be applied one after another: what is gone makes
@@ -69,22 +95,23 @@ pub(crate) fn reconcile(
     deleted.chain(moved).chain(changed).collect()
 }
 
-/// The same for a catalogue that knows nothing of the volume: each file is told, under the id it
-/// has always had.
+/// The same for a catalogue of which is not known what it knows: what did not change is told as
+/// well, under the id it has always had.
 pub(crate) fn introduce(
     known: &BTreeMap<VolumePath, Known>,
     seen: &BTreeMap<VolumePath, Stamp>,
 ) -> Vec<Difference> {
-    let by_stamp: HashMap<Stamp, ImageId> =
-        known.values().map(|known| (known.stamp, known.image)).collect();
-    let told = |(path, stamp): (&VolumePath, &Stamp)| Difference {
+    let unchanged = known.iter().filter(|(path, known)| seen.get(*path) == Some(&known.stamp));
+    let told = unchanged.map(|(path, known)| Difference {
         event: FileEvent::Created,
         path: path.clone(),
-        stamp: *stamp,
-        image: by_stamp.get(stamp).copied(),
+        stamp: known.stamp,
+        image: Some(known.image),
         from: None,
-    };
-    seen.iter().map(told).collect()
+    });
+    let mut differences = reconcile(known, seen);
+    differences.extend(told);
+    differences
 }
 
 #[cfg(test)]
@@ -145,10 +172,54 @@ mod tests {
 
     #[test]
     fn another_catalogue_is_told_everything_under_the_old_ids() {
-        let seen = [("a", 1), ("b", 2)];
-        let seen = known(&seen).into_iter().map(|(path, known)| (path, known.stamp)).collect();
-        let told = introduce(&known(&[("old", 1)]), &seen);
-        let told: Vec<_> = told.iter().map(|it| (it.event, it.image.is_some())).collect();
-        assert_eq!(told, [(Created, true), (Created, false)]);
+        let before = known(&[("gone", 3), ("old", 1), ("same", 4)]);
+        let seen = known(&[("a", 1), ("b", 2), ("same", 4)]);
+        let seen = seen.into_iter().map(|(path, known)| (path, known.stamp)).collect();
+        let told = introduce(&before, &seen);
+        let told: Vec<_> = told
+            .iter()
+            .map(|it| (it.event, it.path.as_str(), it.image.map(|image| image.as_bytes()[0])))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (Deleted, "gone", Some(3)),
+                (Moved, "a", Some(1)),
+                (Created, "b", None),
+                (Created, "same", Some(4))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_hard_link_made_outside_deletes_nothing_and_adopts_nothing() {
+        type Files = &'static [(&'static str, u8)];
+        let cases: [(Files, Files, Files); 6] = [
+            // Known and linked; its other name is nobody's.
+            (&[("a.iso", 1)], &[("a.iso", 1), ("b.iso", 1)], &[("a.iso", 1)]),
+            (&[], &[("a.iso", 1), ("b.iso", 1)], &[]),
+            // Renamed, then linked.
+            (&[("a.iso", 1)], &[("b.iso", 1), ("c.iso", 1)], &[("b.iso", 1)]),
+            // Other bytes.
+            (&[("a.iso", 1)], &[("a.iso", 2)], &[]),
+            // An upload whose name is no image's, and a file put aside under such a name.
+            (&[("noext", 1)], &[("noext", 1)], &[("noext", 1)]),
+            (&[("a.iso", 1)], &[("a.iso.bak", 1)], &[]),
+        ];
+        for (before, others, expected) in cases {
+            let stamps = |files| known(files).into_iter().map(|(path, it)| (path, it.stamp));
+            let seen = Seen { others: stamps(others).collect(), ..Seen::default() };
+            let there = standing(&known(before), &seen);
+            assert_eq!(there, stamps(expected).collect(), "{before:?} → {others:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_stays() {
+        let seen = Seen { unseen: ["bad".to_owned()].into(), ..Seen::default() };
+        let before = known(&[("bad/a", 1), ("good/a", 2)]);
+        let there = standing(&before, &seen);
+        assert_eq!(there.keys().map(VolumePath::as_str).collect::<Vec<_>>(), ["bad/a"]);
+        assert_eq!(reconcile(&before, &there).len(), 1);
     }
 }

@@ -7,27 +7,32 @@ use std::time::Duration;
 
 use isotope_proto::VERSION;
 use isotope_proto::cluster::Node;
-use isotope_proto::id::{BootId, Incarnation, ScanId, VolumeId};
+use isotope_proto::id::{BootId, Incarnation, NodeId, ScanId, VolumeId};
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::pb::{self, agent_message::Message, catalog_message, scan_update};
 use isotope_proto::refusal::Refusal;
 use isotope_proto::report::{Hello, OfferedVolume, ScanOutcome};
+use isotope_proto::upload::FileTask;
 use isotope_proto::wire::Malformed;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
-use crate::Volumes;
+use crate::lookout::{Offers, look_out};
 use crate::scan::{Link, scan};
 use crate::volume::Volume;
+use crate::{Volumes, stage, tasks};
 
 /// The catalogue takes an agent for gone after five of these without a word.
 const PING: Duration = Duration::from_secs(1);
-/// How often the directories are looked at: a mounted or unmounted disk shows within it.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often staged files that nobody writes are asked about, and the indexes written.
+const SWEEP: Duration = Duration::from_secs(3);
+/// For one report, the catalogue's sync included.
+const REPORT_MAX: Duration = Duration::from_secs(30);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Between two tries to connect.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -36,9 +41,9 @@ const RETRY_MAX: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Messages waiting for the catalogue.
 const MESSAGES_MAX: usize = 64;
-/// Scans waiting for one volume: the one that runs may have passed a new file already, the next
-/// one has not begun.
-const SCANS_MAX: usize = 16;
+/// Jobs waiting for one volume. Of scans, one that runs may have passed a new file already, and the
+/// next one has not begun; tasks that find no room are sent again.
+const JOBS_MAX: usize = 16;
 
 pub(crate) struct Session {
     pub(crate) node: Node,
@@ -48,6 +53,12 @@ pub(crate) struct Session {
     pub(crate) stop: CancellationToken,
 }
 
+/// Something to do with a volume; these never overlap.
+enum Job {
+    Scan(ScanRequest),
+    Tasks { tasks: Vec<FileTask>, link: Link },
+}
+
 /// A scan to be made; without an id when nobody waits for it.
 struct ScanRequest {
     scan: Option<ScanId>,
@@ -55,24 +66,38 @@ struct ScanRequest {
     messages: mpsc::Sender<pb::AgentMessage>,
 }
 
-type Scanners = HashMap<VolumeId, mpsc::Sender<ScanRequest>>;
+type Workers = HashMap<VolumeId, mpsc::Sender<Job>>;
+
+/// What outlives a connection.
+struct Kept {
+    workers: Workers,
+    offers: watch::Receiver<Offers>,
+    /// The last sweep of each volume; one that waits for its disk is not joined by another.
+    sweeps: HashMap<VolumeId, JoinHandle<()>>,
+    /// Until the next try to connect.
+    wait: Duration,
+}
 
 impl Session {
     /// Until stopped: connect, talk, and when the connection is lost connect again.
     pub(crate) async fn run(self) {
-        let scanners: Scanners = self
-            .volumes
-            .iter()
-            .map(|(id, volume)| {
-                let (requests, queue) = mpsc::channel(SCANS_MAX);
-                tokio::spawn(scan_in_turn(Arc::clone(volume), queue));
-                (*id, requests)
-            })
-            .collect();
-        let mut wait = RETRY_MIN;
+        let worker = |(id, volume): (&VolumeId, &Arc<Volume>)| {
+            let (requests, queue) = mpsc::channel(JOBS_MAX);
+            tokio::spawn(work_in_turn(Arc::clone(volume), self.node.id, queue));
+            (*id, requests)
+        };
+        let mut kept = Kept {
+            workers: self.volumes.iter().map(worker).collect(),
+            offers: look_out(&self.volumes),
+            sweeps: HashMap::new(),
+            wait: RETRY_MIN,
+        };
+        // The catalogue is to hear of all of them at once. Each is found or given up in time.
+        let all = self.volumes.len();
+        let _ = kept.offers.wait_for(|offers| offers.len() == all).await;
         let mut reported = String::new();
         while !self.stop.is_cancelled() {
-            match self.talk(&scanners, &mut wait).await {
+            match self.talk(&mut kept).await {
                 Ok(()) => info!("the catalogue closed the session"),
                 // Said once, not with every try.
                 Err(refusal) if refusal.text != reported => {
@@ -82,17 +107,11 @@ impl Session {
                 Err(_) => {}
             }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(kept.wait) => {}
                 () = self.stop.cancelled() => {}
             }
-            wait = (wait * 2).min(RETRY_MAX);
+            kept.wait = (kept.wait * 2).min(RETRY_MAX);
         }
-    }
-
-    async fn offered(&self) -> Vec<OfferedVolume> {
-        let volumes: Vec<_> = self.volumes.values().map(Arc::clone).collect();
-        let look = move || volumes.iter().map(|volume| volume.look()).collect();
-        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     async fn connect(&self) -> Result<Channel, Refusal> {
@@ -110,10 +129,10 @@ impl Session {
         })
     }
 
-    async fn talk(&self, scanners: &Scanners, wait: &mut Duration) -> Result<(), Refusal> {
+    async fn talk(&self, kept: &mut Kept) -> Result<(), Refusal> {
         let mut client = AgentServiceClient::new(self.connect().await?);
         let (messages, outbound) = mpsc::channel(MESSAGES_MAX);
-        let mut offered = self.offered().await;
+        let offered: Vec<_> = kept.offers.borrow_and_update().values().cloned().collect();
         let hello = Hello {
             node: self.node.clone(),
             boot: self.boot,
@@ -123,56 +142,148 @@ impl Session {
         // The channel is new and has room.
         let _ = messages.try_send(message(Message::Hello(hello.into())));
         let mut inbound = client.session(ReceiverStream::new(outbound)).await?.into_inner();
-        let mut link: Option<Link> = None;
-        let (mut ping, mut look) = (interval(PING), interval(LOOK));
+        let mut talk = Talk { session: self, client, messages, offered, link: None };
+        let (mut ping, mut sweeping) = (interval(PING), interval(SWEEP));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 heard = inbound.message() => match heard?.map(|heard| heard.message) {
                     None => return Ok(()),
-                    Some(Some(catalog_message::Message::Welcome(welcome))) => {
-                        let incarnation = Incarnation::try_from(&*welcome.incarnation).map_err(Malformed::from)?;
-                        info!(catalog = %self.catalog.uri(), "connected to the catalogue");
-                        *wait = RETRY_MIN;
-                        let client = client.clone();
-                        let now = Link { client, incarnation, node: self.node.id };
-                        for requests in scanners.values() {
-                            let request = ScanRequest { scan: None, link: now.clone(), messages: messages.clone() };
-                            // Full: scans are waiting that will see the same.
-                            let _ = requests.try_send(request);
-                        }
-                        link = Some(now);
-                    }
-                    Some(Some(catalog_message::Message::StartScan(start))) => {
-                        let scan = ScanId::try_from(&*start.scan_id).map_err(Malformed::from)?;
-                        let volume = VolumeId::try_from(&*start.volume_id).map_err(Malformed::from)?;
-                        if let Err(failure) = ask(scanners, link.as_ref(), scan, volume, &messages) {
-                            let outcome = ScanOutcome { failure: Some(failure), ..ScanOutcome::default() };
-                            let _ = messages.try_send(ended(scan, volume, outcome));
-                        }
-                    }
+                    Some(Some(heard)) => talk.heard(heard, kept)?,
                     // From a newer catalogue.
                     Some(None) => {}
                 },
                 _ = ping.tick() => {
-                    let _ = messages.try_send(message(Message::Ping(pb::Ping {})));
+                    let _ = talk.messages.try_send(message(Message::Ping(pb::Ping {})));
+                    // What found no room before.
+                    talk.offer(kept);
                 }
-                _ = look.tick() => {
-                    let now = self.offered().await;
-                    if now != offered {
-                        if let Some(link) = &link {
-                            scan_what_came_back(scanners, link, &offered, &now, &messages);
-                        }
-                        offered.clone_from(&now);
-                        let volumes = now.into_iter().map(Into::into).collect();
-                        let _ = messages.try_send(message(Message::Volumes(pb::VolumesReport { volumes })));
-                    }
-                }
+                Ok(()) = kept.offers.changed() => talk.offer(kept),
+                _ = sweeping.tick() => talk.sweep(kept),
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
     }
+}
+
+/// One connection with the catalogue. Nothing in it waits: a catalogue or a disk that does not
+/// answer must not keep it from pinging.
+struct Talk<'a> {
+    session: &'a Session,
+    client: AgentServiceClient<Channel>,
+    messages: mpsc::Sender<pb::AgentMessage>,
+    /// What the catalogue was last told of the volumes.
+    offered: Vec<OfferedVolume>,
+    /// Since it welcomed us.
+    link: Option<Link>,
+}
+
+impl Talk<'_> {
+    fn heard(&mut self, heard: catalog_message::Message, kept: &mut Kept) -> Result<(), Refusal> {
+        match heard {
+            catalog_message::Message::Welcome(welcome) => {
+                let incarnation =
+                    Incarnation::try_from(&*welcome.incarnation).map_err(Malformed::from)?;
+                info!(catalog = %self.session.catalog.uri(), "connected to the catalogue");
+                kept.wait = RETRY_MIN;
+                let (client, node) = (self.client.clone(), self.session.node.id);
+                let link = Link { client, incarnation, node };
+                for requests in kept.workers.values() {
+                    let (link, messages) = (link.clone(), self.messages.clone());
+                    // Full: scans are waiting that will see the same.
+                    let _ =
+                        requests.try_send(Job::Scan(ScanRequest { scan: None, link, messages }));
+                }
+                self.link = Some(link);
+            }
+            catalog_message::Message::StartScan(start) => {
+                let scan = ScanId::try_from(&*start.scan_id).map_err(Malformed::from)?;
+                let volume = VolumeId::try_from(&*start.volume_id).map_err(Malformed::from)?;
+                if let Err(failure) = self.ask(&kept.workers, scan, volume) {
+                    let outcome = ScanOutcome { failure: Some(failure), ..ScanOutcome::default() };
+                    let (messages, ended) = (self.messages.clone(), ended(scan, volume, outcome));
+                    // Somebody waits for the end of each scan. Without room it goes out later; the
+                    // catalogue bounds how many it asks for, and the session's end ends this.
+                    tokio::spawn(async move { messages.send(ended).await });
+                }
+            }
+            catalog_message::Message::Tasks(tasks) => {
+                let volume = VolumeId::try_from(&*tasks.volume_id).map_err(Malformed::from)?;
+                let tasks = Vec::<FileTask>::try_from(tasks)?;
+                if let (Some(jobs), Some(link)) = (kept.workers.get(&volume), self.link.clone()) {
+                    // Full: they are sent again.
+                    let _ = jobs.try_send(Job::Tasks { tasks, link });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&self, workers: &Workers, scan: ScanId, volume: VolumeId) -> Result<(), String> {
+        let no_volume = "this node does not have the volume";
+        let requests = workers.get(&volume).ok_or(no_volume)?;
+        if self.session.volumes.get(&volume).ok_or(no_volume)?.is_silent() {
+            return Err("the volume's directory does not answer".to_owned());
+        }
+        let link = self.link.as_ref().ok_or("the session has not begun")?.clone();
+        let request = ScanRequest { scan: Some(scan), link, messages: self.messages.clone() };
+        requests
+            .try_send(Job::Scan(request))
+            .map_err(|_| "too many scans of the volume are waiting".to_owned())
+    }
+
+    /// Tells what the volumes are now, and scans those that came back.
+    fn offer(&mut self, kept: &mut Kept) {
+        let now: Vec<_> = kept.offers.borrow_and_update().values().cloned().collect();
+        let before = self.offered.clone();
+        if !tell_offers(&self.messages, &mut self.offered, now) {
+            return;
+        }
+        for volume in came_back(&before, &self.offered) {
+            if let (Some(requests), Some(link)) = (kept.workers.get(&volume), self.link.clone()) {
+                let messages = self.messages.clone();
+                let _ = requests.try_send(Job::Scan(ScanRequest { scan: None, link, messages }));
+            }
+        }
+    }
+
+    fn sweep(&self, kept: &mut Kept) {
+        let Some(link) = &self.link else { return };
+        for (id, volume) in self.session.volumes.iter() {
+            if kept.sweeps.get(id).is_none_or(JoinHandle::is_finished) {
+                let sweep = sweep(Arc::clone(volume), self.session.node.id, link.clone());
+                kept.sweeps.insert(*id, tokio::spawn(sweep));
+            }
+        }
+    }
+}
+
+/// Tells the catalogue what the volumes are `now`, if that is news. False if nothing was told:
+/// what finds no room is still news the next time.
+fn tell_offers(
+    messages: &mpsc::Sender<pb::AgentMessage>,
+    offered: &mut Vec<OfferedVolume>,
+    now: Vec<OfferedVolume>,
+) -> bool {
+    if now == *offered {
+        return false;
+    }
+    let volumes = now.iter().cloned().map(Into::into).collect();
+    let told = messages.try_send(message(Message::Volumes(pb::VolumesReport { volumes })));
+    if told.is_ok() {
+        *offered = now;
+    }
+    told.is_ok()
+}
+
+/// Volumes that are online now and were not before.
+fn came_back(before: &[OfferedVolume], now: &[OfferedVolume]) -> Vec<VolumeId> {
+    use isotope_proto::cluster::VolumeState::{Offline, Online};
+    let was_offline = |id: VolumeId| {
+        before.iter().any(|volume| volume.id == id && matches!(volume.state, Offline(_)))
+    };
+    let back = now.iter().filter(|it| matches!(it.state, Online(_)) && was_offline(it.id));
+    back.map(|volume| volume.id).collect()
 }
 
 fn message(message: Message) -> pb::AgentMessage {
@@ -188,52 +299,105 @@ fn update(scan: ScanId, volume: VolumeId, update: scan_update::Update) -> pb::Ag
     message(Message::Scan(pb::ScanUpdate { scan_id, volume_id, update: Some(update) }))
 }
 
-fn ask(
-    scanners: &Scanners,
-    link: Option<&Link>,
-    scan: ScanId,
-    volume: VolumeId,
-    messages: &mpsc::Sender<pb::AgentMessage>,
-) -> Result<(), String> {
-    let requests = scanners.get(&volume).ok_or("this node does not have the volume")?;
-    let link = link.ok_or("the session has not begun")?.clone();
-    let request = ScanRequest { scan: Some(scan), link, messages: messages.clone() };
-    requests.try_send(request).map_err(|_| "too many scans of the volume are waiting".to_owned())
-}
-
-fn scan_what_came_back(
-    scanners: &Scanners,
-    link: &Link,
-    before: &[OfferedVolume],
-    now: &[OfferedVolume],
-    messages: &mpsc::Sender<pb::AgentMessage>,
-) {
-    use isotope_proto::cluster::VolumeState::{Offline, Online};
-    let was_offline = |id: VolumeId| {
-        before.iter().any(|volume| volume.id == id && matches!(volume.state, Offline(_)))
-    };
-    for volume in now.iter().filter(|it| matches!(it.state, Online(_)) && was_offline(it.id)) {
-        if let Some(requests) = scanners.get(&volume.id) {
-            let (link, messages) = (link.clone(), messages.clone());
-            let _ = requests.try_send(ScanRequest { scan: None, link, messages });
+/// Jobs of one volume never overlap: a scan would take a file that is being moved for two.
+async fn work_in_turn(volume: Arc<Volume>, node: NodeId, mut queue: mpsc::Receiver<Job>) {
+    while let Some(job) = queue.recv().await {
+        match job {
+            Job::Scan(request) => run_scan(&volume, request).await,
+            Job::Tasks { tasks, link } => run_tasks(&volume, node, tasks, link).await,
         }
     }
 }
 
-/// Scans of one volume never overlap.
-async fn scan_in_turn(volume: Arc<Volume>, mut queue: mpsc::Receiver<ScanRequest>) {
-    while let Some(ScanRequest { scan: id, link, messages }) = queue.recv().await {
-        let (progress, at) = (messages.clone(), volume.id);
-        let tell = move |count| {
-            if let Some(id) = id {
-                // Progress that finds no room is old by the time there is some.
-                let _ = progress.try_send(update(id, at, scan_update::Update::FilesSeen(count)));
-            }
-        };
-        let outcome = scan(Arc::clone(&volume), link, tell).await;
+async fn run_scan(volume: &Arc<Volume>, request: ScanRequest) {
+    let ScanRequest { scan: id, link, messages } = request;
+    let (progress, at) = (messages.clone(), volume.id);
+    let tell = move |count| {
         if let Some(id) = id {
-            // Nobody is left to hear it when the session has ended.
-            let _ = messages.send(ended(id, volume.id, outcome)).await;
+            // Progress that finds no room is old by the time there is some.
+            let _ = progress.try_send(update(id, at, scan_update::Update::FilesSeen(count)));
         }
+    };
+    let outcome = scan(Arc::clone(volume), link, tell).await;
+    if let Some(id) = id {
+        // Nobody is left to hear it when the session has ended.
+        let _ = messages.send(ended(id, volume.id, outcome)).await;
+    }
+}
+
+/// Not reported is sent again, and found done.
+async fn run_tasks(volume: &Arc<Volume>, node: NodeId, tasks: Vec<FileTask>, mut link: Link) {
+    let at = Arc::clone(volume);
+    let done = tokio::task::spawn_blocking(move || tasks::carry_out(&at, node, tasks)).await;
+    let done: Vec<_> = done.unwrap_or_default().into_iter().map(Into::into).collect();
+    if done.is_empty() {
+        return;
+    }
+    let mut report =
+        tonic::Request::new(pb::ReportTasksRequest { volume_id: volume.id.into(), done });
+    report.set_timeout(REPORT_MAX);
+    if let Err(status) = link.client.report_tasks(report).await {
+        warn!(volume = %volume.id, reason = %Refusal::from(status), "finished tasks could not be reported; they are asked for again");
+    }
+}
+
+/// Writes the index; asks of staged files that nobody is writing whether they are still wanted,
+/// and removes those that are not: their writers gave up, or died.
+async fn sweep(volume: Arc<Volume>, node: NodeId, mut link: Link) {
+    let at = Arc::clone(&volume);
+    let left = tokio::task::spawn_blocking(move || {
+        if let Err(error) = at.save_index() {
+            warn!(volume = %at.id, %error, "the volume's index could not be written");
+        }
+        stage::left_behind(&at, node)
+    });
+    let Ok(Ok(left)) = left.await else { return };
+    if left.is_empty() {
+        return;
+    }
+    let image_ids = left.iter().copied().map(Into::into).collect();
+    let mut request = tonic::Request::new(pb::CheckUploadsRequest { image_ids });
+    request.set_timeout(REPORT_MAX);
+    let Ok(reply) = link.client.check_uploads(request).await else { return };
+    let wanted = reply.into_inner().wanted_ids;
+    let unwanted: Vec<_> =
+        left.into_iter().filter(|image| !wanted.contains(&(*image).into())).collect();
+    let cleared = tokio::task::spawn_blocking(move || {
+        let Ok(root) = volume.root() else { return };
+        for image in unwanted {
+            info!(%image, "an upload was given up; its staged file is removed");
+            volume.index_mut().drop_aside(image);
+            if let Err(error) = stage::clear(&root, node, image) {
+                warn!(%image, %error, "a staged file could not be removed; it is tried again");
+            }
+        }
+    });
+    // A panic of the closure is logged by the runtime; the next sweep tries again.
+    let _ = cleared.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::cluster::VolumeState;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_found_no_room_is_told_later() {
+        let volume = |reason: &str| OfferedVolume {
+            id: VolumeId::from_bytes([1; 16]),
+            pool_name: "isos".to_owned(),
+            path: "/isos".to_owned(),
+            state: VolumeState::Offline(reason.to_owned()),
+        };
+        let (messages, mut outbound) = mpsc::channel(1);
+        let mut offered = vec![volume("before")];
+        let now = || vec![volume("now")];
+        messages.try_send(message(Message::Ping(pb::Ping {}))).expect("room for one");
+        assert!(!tell_offers(&messages, &mut offered, now()));
+        assert_eq!(offered, [volume("before")], "it has not been told");
+        outbound.recv().await.expect("the ping");
+        assert!(tell_offers(&messages, &mut offered, now()));
+        assert!(!tell_offers(&messages, &mut offered, now()), "no news");
     }
 }

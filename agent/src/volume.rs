@@ -1,17 +1,24 @@
 //! A volume held open: every open stays beneath its root, whatever its names and links say.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use isotope_proto::cluster::{Space, VolumeState};
-use isotope_proto::id::VolumeId;
+use isotope_proto::cluster::{Access, Space, VolumeState};
+use isotope_proto::id::{ImageId, VolumeId};
 use isotope_proto::image::Stamp;
 use isotope_proto::report::OfferedVolume;
 use isotope_proto::time::Timestamp;
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, fstatvfs, openat2};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags, accessat, fstat,
+    fstatfs, fstatvfs, openat2,
+};
 use rustix::io::Errno;
 
 use crate::index::Index;
@@ -48,7 +55,13 @@ pub(crate) struct Volume {
     pub(crate) path: PathBuf,
     root: RwLock<Root>,
     index: RwLock<Index>,
+    /// Images being written through this process.
+    writing: Mutex<HashSet<ImageId>>,
+    /// Its directory does not answer; who asked it for anything would wait with it.
+    silent: AtomicBool,
 }
+
+const SILENT: &str = "its directory does not answer";
 
 /// The directory, open; or why it cannot be used now.
 #[derive(Clone)]
@@ -57,40 +70,93 @@ enum Root {
     Offline(String),
 }
 
+/// A directory found fit to be a volume. Nothing has been written to it.
+pub(crate) struct Checked {
+    path: PathBuf,
+    /// None: to be used for the first time.
+    id: Option<VolumeId>,
+    root: Root,
+}
+
+impl Checked {
+    /// Looks whether a directory can be a volume. One that was used before (`remembered`) and has
+    /// lost its marker is offline; only one never seen before is to be marked.
+    pub(crate) fn look(dir: &Path, remembered: Option<VolumeId>) -> Result<Self, VolumeError> {
+        let path = dir.to_owned();
+        let (id, root) = match (open_marked(dir), remembered) {
+            (Ok((root, Found::Marker(id))), None) => (Some(id), Root::Open(Arc::new(root))),
+            (Ok((root, Found::None)), None) => {
+                // A read-only file system; other reasons show when the marker is written.
+                accessat(&root, ".", rustix::fs::Access::WRITE_OK, AtFlags::empty()).map_err(
+                    |error| VolumeError::Mark { path: path.clone(), error: error.into() },
+                )?;
+                (None, Root::Open(Arc::new(root)))
+            }
+            (Ok((_, Found::NotOurs(reason))), None) => {
+                return Err(VolumeError::NotOurs { path, reason });
+            }
+            (Err(error), None) => return Err(error),
+            (opened, Some(id)) => (Some(id), judge(opened, id)),
+        };
+        Ok(Self { path, id, root })
+    }
+
+    /// Whether both are one volume: the same directory, or one marker.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let place = |root: &Root| match root {
+            Root::Open(root) => fstat(root).ok().map(|stat| (stat.st_dev, stat.st_ino)),
+            Root::Offline(_) => None,
+        };
+        let one_place = place(&self.root).is_some() && place(&self.root) == place(&other.root);
+        one_place || (self.id.is_some() && self.id == other.id)
+    }
+
+    /// Marks the directory if it is used for the first time, and reads its index.
+    pub(crate) fn into_volume(
+        self,
+        pool_name: &str,
+        now: Timestamp,
+    ) -> Result<Volume, VolumeError> {
+        let Self { path, id, root } = self;
+        let id = match (id, &root) {
+            (None, Root::Open(dir)) => {
+                let id = VolumeId::mint(now);
+                marker::write(dir, id, pool_name)
+                    .map_err(|error| VolumeError::Mark { path: path.clone(), error })?;
+                id
+            }
+            (None, Root::Offline(_)) => return Err(VolumeError::Missing(path)),
+            (Some(id), _) => id,
+        };
+        let index = match &root {
+            Root::Open(root) => Index::read(root),
+            Root::Offline(_) => Index::default(),
+        };
+        Ok(Volume {
+            id,
+            pool_name: pool_name.to_owned(),
+            path,
+            root: RwLock::new(root),
+            index: RwLock::new(index),
+            writing: Mutex::default(),
+            silent: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Volume {
-    /// Opens a directory as a volume. One that was used before (`remembered`) and has lost its
-    /// marker is offline; only one never seen before is marked.
+    #[cfg(test)]
     pub(crate) fn open(
         dir: &Path,
         pool_name: &str,
         remembered: Option<VolumeId>,
         now: Timestamp,
     ) -> Result<Self, VolumeError> {
-        let (id, root) = match (open_marked(dir), remembered) {
-            (Ok((root, Found::Marker(id))), None) => (id, Root::Open(Arc::new(root))),
-            (Ok((root, Found::None)), None) => {
-                let id = VolumeId::mint(now);
-                marker::write(&root, id, pool_name)
-                    .map_err(|error| VolumeError::Mark { path: dir.to_owned(), error })?;
-                (id, Root::Open(Arc::new(root)))
-            }
-            (Ok((_, Found::NotOurs(reason))), None) => {
-                return Err(VolumeError::NotOurs { path: dir.to_owned(), reason });
-            }
-            (Err(error), None) => return Err(error),
-            (opened, Some(id)) => (id, judge(opened, id)),
-        };
-        let index = match &root {
-            Root::Open(root) => Index::read(root),
-            Root::Offline(_) => Index::default(),
-        };
-        Ok(Self {
-            id,
-            pool_name: pool_name.to_owned(),
-            path: dir.to_owned(),
-            root: RwLock::new(root),
-            index: RwLock::new(index),
-        })
+        Checked::look(dir, remembered)?.into_volume(pool_name, now)
     }
 
     /// Looks at the directory anew: a disk may have been mounted or unmounted.
@@ -103,28 +169,80 @@ impl Volume {
         if let (true, Root::Open(root)) = (came_back, &found) {
             *self.index_mut() = Index::read(root);
         }
+        let state = match found {
+            Root::Offline(reason) => VolumeState::Offline(reason),
+            Root::Open(root) => match space(&root) {
+                Ok(space) => VolumeState::Online(space),
+                Err(error) => VolumeState::Offline(format!("its disk does not answer: {error}")),
+            },
+        };
+        self.offered(state)
+    }
+
+    fn offered(&self, state: VolumeState) -> OfferedVolume {
         OfferedVolume {
             id: self.id,
             pool_name: self.pool_name.clone(),
             path: self.path.display().to_string(),
-            state: match found {
-                Root::Offline(reason) => VolumeState::Offline(reason),
-                Root::Open(root) => match space(&root) {
-                    Ok(space) => VolumeState::Online(space),
-                    Err(error) => {
-                        VolumeState::Offline(format!("its disk does not answer: {error}"))
-                    }
-                },
-            },
+            state,
         }
+    }
+
+    pub(crate) fn offline(&self, reason: String) -> OfferedVolume {
+        self.offered(VolumeState::Offline(reason))
+    }
+
+    /// A look has not come back: nobody else is to wait for the directory.
+    pub(crate) fn fall_silent(&self) -> OfferedVolume {
+        self.silent.store(true, Ordering::Relaxed);
+        self.offline(SILENT.to_owned())
+    }
+
+    /// A look has come back.
+    pub(crate) fn speak(&self) {
+        self.silent.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// The directory, or why it is offline.
     pub(crate) fn root(&self) -> Result<Arc<OwnedFd>, String> {
+        if self.is_silent() {
+            return Err(SILENT.to_owned());
+        }
         match &*self.root.read().unwrap_or_else(PoisonError::into_inner) {
             Root::Open(root) => Ok(Arc::clone(root)),
             Root::Offline(reason) => Err(reason.clone()),
         }
+    }
+
+    pub(crate) fn is_writing(&self, image: ImageId) -> bool {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner).contains(&image)
+    }
+
+    pub(crate) fn set_writing(&self, image: ImageId, writing: bool) {
+        let mut all = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if writing {
+            all.insert(image);
+        } else {
+            all.remove(&image);
+        }
+    }
+
+    /// Writes the index if it changed. It may lag behind what happened: whatever is missing in it
+    /// after a crash is found by scanning, and known to the catalogue.
+    pub(crate) fn save_index(&self) -> io::Result<()> {
+        let Ok(root) = self.root() else { return Ok(()) };
+        if !self.index_mut().take_changed() {
+            return Ok(());
+        }
+        let written = self.index().write(&root);
+        if written.is_err() {
+            self.index_mut().mark_changed();
+        }
+        written
     }
 
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -156,8 +274,32 @@ fn open_marked(dir: &Path) -> Result<(OwnedFd, Found), VolumeError> {
 fn on_our_mount(dir: &Path) -> bool {
     let Ok(dir) = dir.canonicalize() else { return false };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    our_mounts(&mounts).any(|mount| dir.starts_with(mount))
+}
+
+/// Where Isotope is mounted, of the lines of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn our_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
     let ours = mounts.lines().filter(|line| line.contains(" - fuse.isotope "));
-    ours.filter_map(|line| line.split(' ').nth(4)).any(|mount| dir.starts_with(mount))
+    ours.filter_map(|line| line.split(' ').nth(4)).map(unescaped)
+}
+
+/// The kernel writes blanks, tabs, line ends and backslashes in paths as three octal digits.
+fn unescaped(text: &str) -> PathBuf {
+    let mut parts = text.split('\\');
+    let mut path = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        match part.split_at_checked(3).map(|(code, rest)| (u8::from_str_radix(code, 8), rest)) {
+            Some((Ok(byte), rest)) => {
+                path.push(byte);
+                path.extend_from_slice(rest.as_bytes());
+            }
+            Some((Err(_), _)) | None => {
+                path.push(b'\\');
+                path.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(path))
 }
 
 /// Whether what was found is the volume that is expected there.
@@ -184,6 +326,11 @@ fn space(root: &OwnedFd) -> io::Result<Space> {
         capacity_bytes: vfs.f_blocks.saturating_mul(vfs.f_frsize),
         free_bytes: vfs.f_bfree.saturating_mul(vfs.f_frsize),
         available_bytes: vfs.f_bavail.saturating_mul(vfs.f_frsize),
+        access: if vfs.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        },
     })
 }
 
@@ -281,6 +428,15 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "").expect("written");
         assert!(matches!(open(&file, None), Err(VolumeError::NotADirectory(_))));
+    }
+
+    #[test]
+    fn our_mounts_are_known_by_their_real_paths() {
+        let mounts = "36 35 98:0 / /mnt/my\\040iso\\134s rw,noatime shared:1 - fuse.isotope isotope rw\n\
+                      37 35 98:0 / /mnt/other rw - ext4 /dev/sda rw\n\
+                      38 35 98:0 / /mnt/\\xyz\\0 rw - fuse.isotope isotope rw\n";
+        let found: Vec<_> = our_mounts(mounts).collect();
+        assert_eq!(found, [Path::new("/mnt/my iso\\s"), Path::new("/mnt/\\xyz\\0")]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What lies in a volume: its images, each with its stamp, and what was met but not taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -15,13 +15,32 @@ use crate::volume::{IMAGE_DIR, open_beneath, stamp_of};
 const DEPTH_MAX: usize = 32;
 /// Problems reported in full; the rest are counted in one line.
 const PROBLEMS_MAX: usize = 100;
+/// A volume of which so many places cannot be read has a broken disk; the look says nothing.
+const UNSEEN_MAX: usize = 1000;
+
+/// Where the images' directory lies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ImageDir {
+    #[default]
+    Missing,
+    /// On the file system of the volume's root.
+    Within,
+    /// On a file system of its own, mounted there.
+    Apart,
+}
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) files: BTreeMap<VolumePath, Stamp>,
+    /// Files that are there but would not be adopted: hard-linked, hidden, without an image's
+    /// name. One that is known stays known.
+    pub(crate) others: BTreeMap<VolumePath, Stamp>,
+    /// What could not be looked at, mostly directories. What is known there counts as there.
+    pub(crate) unseen: BTreeSet<String>,
+    pub(crate) image_dir: ImageDir,
     /// Path and reason.
     pub(crate) problems: Vec<(String, String)>,
-    problems_more: usize,
+    pub(crate) problems_more: usize,
 }
 
 impl Seen {
@@ -32,65 +51,77 @@ impl Seen {
             self.problems_more += 1;
         }
     }
+
+    /// What is unreadable must not look deleted.
+    fn unseen(&mut self, path: &str, reason: impl Into<String>) {
+        self.unseen.insert(path.to_owned());
+        self.problem(path, reason);
+    }
+
+    /// Whether a path lies where nothing could be seen.
+    pub(crate) fn hides(&self, path: &VolumePath) -> bool {
+        let path = path.as_str();
+        let above = path.match_indices('/').map(|(end, _)| &path[..end]);
+        !self.unseen.is_empty() && above.chain([path]).any(|it| self.unseen.contains(it))
+    }
+}
+
+/// Whether a file of that name is taken for an image. Hidden ones are other tools' unfinished
+/// files.
+pub(crate) fn is_image_name(name: &str) -> bool {
+    !name.starts_with('.') && ImageFormat::of_name(name).is_some()
 }
 
 /// Walks the images of a volume. `progress` is told the number of files seen so far.
-pub(crate) fn walk(root: &OwnedFd, mut progress: impl FnMut(u64)) -> io::Result<Seen> {
+pub(crate) fn walk(root: &OwnedFd, progress: impl FnMut(u64)) -> io::Result<Seen> {
+    let open = |path: &str| open_beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY);
+    walk_by(open, fstat(root)?.st_dev, progress)
+}
+
+/// Paths wait, not open directories: a volume may have more of them than a process may open.
+fn walk_by(
+    open: impl Fn(&str) -> rustix::io::Result<OwnedFd>,
+    root_device: u64,
+    mut progress: impl FnMut(u64),
+) -> io::Result<Seen> {
     let mut seen = Seen::default();
-    let dir = match open_beneath(root, IMAGE_DIR, OFlags::RDONLY | OFlags::DIRECTORY) {
-        Ok(dir) => dir,
-        // A pool that nothing was put into yet.
+    let device = match open(IMAGE_DIR) {
+        Ok(dir) => fstat(&dir)?.st_dev,
+        // A pool that nothing was put into yet, or a disk that is not there: the caller knows.
         Err(Errno::NOENT) => return Ok(seen),
         Err(error) => return Err(error.into()),
     };
-    let device = fstat(&dir)?.st_dev;
-    let mut pending = vec![(dir, IMAGE_DIR.to_owned(), 0)];
-    while let Some((dir, path, depth)) = pending.pop() {
-        for name in names(&dir)? {
-            let Ok(name) = std::str::from_utf8(&name) else {
-                let shown = String::from_utf8_lossy(&name);
-                seen.problem(&format!("{path}/{shown}"), "its name is not UTF-8");
+    seen.image_dir = if device == root_device { ImageDir::Within } else { ImageDir::Apart };
+    let mut pending = vec![(IMAGE_DIR.to_owned(), 0)];
+    while let Some((path, depth)) = pending.pop() {
+        let listed = open(&path).map_err(io::Error::from).and_then(|dir| Ok((names(&dir)?, dir)));
+        let (names, dir) = match listed {
+            Ok(listed) => listed,
+            Err(error) if path == IMAGE_DIR => return Err(error),
+            // Renamed or removed since it was met: the next look tells which.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                seen.unseen.insert(path);
                 continue;
-            };
-            let at = format!("{path}/{name}");
-            let stat = match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                // Gone since the directory was read.
-                Err(Errno::NOENT) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory if stat.st_dev != device => {
-                    let reason = "another file system is mounted here; add it as a pool of its own";
-                    seen.problem(&at, reason);
-                }
-                FileType::Directory if depth == DEPTH_MAX => {
-                    seen.problem(&at, "lies too deep to be walked");
-                }
-                FileType::Directory => {
-                    match open_beneath(&dir, name, OFlags::RDONLY | OFlags::DIRECTORY) {
-                        Ok(below) => pending.push((below, at, depth + 1)),
-                        Err(Errno::NOENT) => {}
-                        // What is unreadable must not look deleted.
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                _ if ImageFormat::of_name(name).is_none() => {}
-                FileType::RegularFile if stat.st_nlink > 1 => {
-                    let reason =
-                        format!("has {} hard links; only files of one name", stat.st_nlink);
-                    seen.problem(&at, reason + " are taken");
-                }
-                FileType::RegularFile => match (EntryName::parse(name), VolumePath::parse(&at)) {
-                    (Ok(_), Ok(at)) => {
-                        seen.files.insert(at, stamp_of(&stat));
-                        progress(u64::try_from(seen.files.len()).unwrap_or(u64::MAX));
-                    }
-                    (Err(error), _) | (_, Err(error)) => seen.problem(&at, error.to_string()),
-                },
-                FileType::Symlink => seen.problem(&at, "is a symbolic link; they are not followed"),
-                _ => seen.problem(&at, "is not a regular file"),
             }
+            Err(error) => {
+                seen.unseen(&path, format!("cannot be read: {error}; what is known in it stays"));
+                continue;
+            }
+        };
+        for name in names {
+            if let Some(below) = meet(&mut seen, &dir, device, &path, &name) {
+                if depth == DEPTH_MAX {
+                    seen.problem(&below, "lies too deep to be walked");
+                } else {
+                    pending.push((below, depth + 1));
+                }
+            }
+            progress(u64::try_from(seen.files.len()).unwrap_or(u64::MAX));
+        }
+        if seen.unseen.len() > UNSEEN_MAX {
+            let first = seen.unseen.first().cloned().unwrap_or_default();
+            let text = format!("more than {UNSEEN_MAX} directories cannot be read, as {first}");
+            return Err(io::Error::other(text));
         }
     }
     if seen.problems_more > 0 {
@@ -100,13 +131,71 @@ pub(crate) fn walk(root: &OwnedFd, mut progress: impl FnMut(u64)) -> io::Result<
     Ok(seen)
 }
 
-/// The names in a directory, without hidden ones: those are other tools' unfinished files.
-fn names(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+/// Takes note of one name in a directory; returns the path of a directory to be walked.
+fn meet(seen: &mut Seen, dir: &OwnedFd, device: u64, path: &str, name: &[u8]) -> Option<String> {
+    let Ok(name) = std::str::from_utf8(name) else {
+        // Hidden files are nobody's business, whatever they are called.
+        if !name.starts_with(b".") {
+            let shown = String::from_utf8_lossy(name);
+            seen.problem(&format!("{path}/{shown}"), "its name is not UTF-8");
+        }
+        return None;
+    };
+    let at = format!("{path}/{name}");
+    let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        // Gone since the directory was read.
+        Err(Errno::NOENT) => return None,
+        Err(error) => {
+            seen.unseen(&at, format!("cannot be looked at: {error}"));
+            return None;
+        }
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory if name.starts_with('.') => {}
+        FileType::Directory if stat.st_dev != device => {
+            // It covers what lay there before.
+            seen.unseen(&at, "another file system is mounted here; add it as a pool of its own");
+        }
+        FileType::Directory => return Some(at),
+        FileType::RegularFile => meet_file(seen, name, at, &stat),
+        _ if !is_image_name(name) => {}
+        FileType::Symlink => seen.problem(&at, "is a symbolic link; they are not followed"),
+        _ => seen.problem(&at, "is not a regular file"),
+    }
+    None
+}
+
+fn meet_file(seen: &mut Seen, name: &str, at: String, stat: &rustix::fs::Stat) {
+    let taken = is_image_name(name);
+    let path = match EntryName::parse(name).and_then(|_| VolumePath::parse(&at)) {
+        Ok(path) => path,
+        Err(error) => {
+            if taken {
+                seen.problem(&at, error.to_string());
+            }
+            return;
+        }
+    };
+    if taken && stat.st_nlink == 1 {
+        seen.files.insert(path, stamp_of(stat));
+        return;
+    }
+    if taken {
+        let links = stat.st_nlink;
+        let reason = format!("has {links} hard links; only files of one name are taken");
+        seen.problem(&at, reason);
+    }
+    seen.others.insert(path, stamp_of(stat));
+}
+
+/// The names in a directory.
+pub(crate) fn names(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if !name.starts_with(b".") {
+        if !matches!(name, b"." | b"..") {
             names.push(name.to_vec());
         }
     }
@@ -162,5 +251,85 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
         assert_eq!(walk(&root, |_| {}).expect("walked"), Seen::default());
+    }
+
+    fn root(dir: &tempfile::TempDir) -> OwnedFd {
+        OwnedFd::from(File::open(dir.path()).expect("opened"))
+    }
+
+    fn path(text: &str) -> VolumePath {
+        VolumePath::parse(text).expect("a path")
+    }
+
+    #[test]
+    fn what_would_not_be_adopted_is_met_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(dir.path().join("iso/.hidden")).expect("made");
+        for path in ["iso/one.iso", "iso/noext", "iso/.dot.iso", "iso/.hidden/in.iso"] {
+            fs::write(dir.path().join(path), path).expect("written");
+        }
+        let two = dir.path().join("outside");
+        fs::hard_link(dir.path().join("iso/one.iso"), two).expect("linked");
+        let seen = walk(&root(&dir), |_| {}).expect("walked");
+        assert!(seen.files.is_empty());
+        let others: Vec<&str> = seen.others.keys().map(VolumePath::as_str).collect();
+        assert_eq!(others, ["iso/.dot.iso", "iso/noext", "iso/one.iso"]);
+        assert_eq!(seen.problems.len(), 1, "only the link is remarkable");
+    }
+
+    #[test]
+    fn more_directories_than_a_process_may_open_are_walked() {
+        use std::cell::RefCell;
+        use std::os::fd::AsRawFd;
+        let dir = tempfile::tempdir().expect("a directory");
+        for n in 0..300 {
+            let at = dir.path().join(format!("iso/{n}"));
+            fs::create_dir_all(&at).expect("made");
+            fs::write(at.join("a.iso"), "").expect("written");
+        }
+        let root = root(&dir);
+        let highest = RefCell::new(0);
+        let open = |path: &str| {
+            let opened = open_beneath(&root, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            highest.replace_with(|most| opened.as_raw_fd().max(*most));
+            Ok(opened)
+        };
+        let device = fstat(&root).expect("looked at").st_dev;
+        assert_eq!(walk_by(open, device, |_| {}).expect("walked").files.len(), 300);
+        // Other tests open files, too, but not so many.
+        let limit = root.as_raw_fd() + 200;
+        assert!(*highest.borrow() < limit, "{} descriptors", highest.borrow());
+    }
+
+    #[test]
+    fn an_unreadable_directory_hides_what_is_below_it_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for sub in ["iso/bad", "iso/good", "iso/raced"] {
+            fs::create_dir_all(dir.path().join(sub)).expect("made");
+            fs::write(dir.path().join(sub).join("a.iso"), "").expect("written");
+        }
+        let root = root(&dir);
+        let open = |path: &str| match path {
+            "iso/bad" => Err(Errno::IO),
+            "iso/raced" => Err(Errno::NOENT),
+            path => open_beneath(&root, path, OFlags::RDONLY | OFlags::DIRECTORY),
+        };
+        let device = fstat(&root).expect("looked at").st_dev;
+        let seen = walk_by(open, device, |_| {}).expect("walked");
+        let files: Vec<&str> = seen.files.keys().map(VolumePath::as_str).collect();
+        assert_eq!(files, ["iso/good/a.iso"]);
+        for (at, hidden) in [
+            ("iso/bad/a.iso", true),
+            ("iso/bad/deep/a.iso", true),
+            ("iso/raced/a.iso", true),
+            ("iso/badly/a.iso", false),
+            ("iso/good/b.iso", false),
+        ] {
+            assert_eq!(seen.hides(&path(at)), hidden, "{at}");
+        }
+        assert_eq!(seen.problems.len(), 1);
+        assert!(seen.problems[0].0 == "iso/bad", "{:?}", seen.problems);
+        // The images' directory itself: nothing is known then.
+        assert!(walk_by(|_| Err(Errno::IO), device, |_| {}).is_err());
     }
 }

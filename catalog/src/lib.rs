@@ -5,6 +5,8 @@
 
 mod clock;
 mod feed;
+mod housekeeping;
+mod leases;
 mod library;
 mod nodes;
 mod placement;
@@ -12,22 +14,27 @@ mod reconcile;
 mod scans;
 mod service;
 mod store;
+mod uploads;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use isotope_proto::id::RequestId;
+use isotope_proto::refusal::Refusal;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tracing::info;
 
 use crate::feed::Feed;
+use crate::leases::Leases;
 use crate::nodes::Nodes;
 use crate::scans::Scans;
 pub use crate::store::OpenError;
-use crate::store::Store;
+use crate::store::{Committed, Store, Verb};
 
 /// How long open streams get to end after a stop was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
@@ -59,7 +66,19 @@ struct Core {
     feed: Feed,
     nodes: Arc<Nodes>,
     scans: Arc<Scans>,
+    leases: Arc<Leases>,
+    /// Moves whenever agents may have something to do with files.
+    tasks: Arc<watch::Sender<u64>>,
     shutdown: CancellationToken,
+}
+
+impl Core {
+    /// Makes a change of which agents may have to hear.
+    async fn commit(&self, request: Option<RequestId>, verb: Verb) -> Result<Committed, Refusal> {
+        let committed = self.store.commit(request, verb).await?;
+        self.tasks.send_modify(|count| *count = count.wrapping_add(1));
+        Ok(committed)
+    }
 }
 
 /// A catalogue that has its database open and its port bound.
@@ -79,7 +98,10 @@ impl Catalog {
         let nodes = Arc::new(Nodes::default());
         let scans = Arc::new(Scans::default());
         let shutdown = CancellationToken::new();
-        Ok(Self { listener, address, core: Core { store, feed, nodes, scans, shutdown } })
+        let leases = Arc::new(Leases::new(Instant::now()));
+        let tasks = Arc::new(watch::Sender::new(0));
+        let core = Core { store, feed, nodes, scans, leases, tasks, shutdown };
+        Ok(Self { listener, address, core })
     }
 
     /// Where it listens; the port is real even if 0 was asked for.
@@ -92,9 +114,11 @@ impl Catalog {
     pub async fn serve(self, stop: CancellationToken) -> Result<(), CatalogError> {
         info!(address = %self.address, "catalogue serves");
         let Core { shutdown, .. } = &self.core;
+        tokio::spawn(housekeeping::run(self.core.clone()));
         let stopping = shutdown.clone();
         let server = service::server(&self.core).serve_with_incoming_shutdown(
-            TcpListenerStream::new(self.listener),
+            // Set here, for the server's own setting is for listeners it makes itself.
+            TcpIncoming::from(self.listener).with_nodelay(Some(true)),
             async move {
                 stop.cancelled().await;
                 stopping.cancel();

@@ -7,9 +7,10 @@ use isotope_proto::image::Image;
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, LibraryPath};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::time::Timestamp;
-use isotope_proto::tree::{Entry, Folder, FolderRef, Place, RenameMode};
+use isotope_proto::tree::{Attributes, Entry, Folder, FolderRef, Place, RenameMode};
 
 use crate::store::{Edits, Rows};
+use crate::uploads::trash_if_nameless;
 
 /// What an inode is.
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ pub(crate) fn find(rows: &Rows<'_>, path: &LibraryPath) -> Result<(Option<Entry>
     Ok((entry, at))
 }
 
-fn folder(rows: &Rows<'_>, folder: &FolderRef) -> Result<Folder, Refusal> {
+pub(crate) fn folder(rows: &Rows<'_>, folder: &FolderRef) -> Result<Folder, Refusal> {
     match folder {
         FolderRef::Ino(ino) => match node(rows, *ino)? {
             Node::Folder(folder) => Ok(folder),
@@ -141,6 +142,9 @@ pub(crate) fn make_folder_in(
     if edits.entry(parent, name)?.is_some() {
         return refuse(Reason::Exists, format!("{name} exists"));
     }
+    if edits.is_reserved(parent, name)? {
+        return refuse(Reason::Exists, format!("{name} is being written"));
+    }
     if lineage(edits, parent)?.len() >= FOLDER_DEPTH_MAX {
         return too_deep(name);
     }
@@ -215,6 +219,9 @@ pub(crate) fn rename(
             return Ok(());
         }
     }
+    if edits.is_reserved(to_parent.ino, &to.name)? {
+        return refuse(Reason::InUse, format!("{} is being written", to.name));
+    }
     let moved = edits.folder(entry.ino)?;
     if let Some(moved) = &moved {
         let above = lineage(edits, to_parent.ino)?;
@@ -229,7 +236,7 @@ pub(crate) fn rename(
         }
     }
     if let Some(target) = target {
-        give_way(edits, target, moved.is_some())?;
+        give_way(edits, target, moved.is_some(), now)?;
     }
     let after = Entry { parent: to_parent.ino, name: to.name.clone(), ..entry.clone() };
     edits.write(Delta::Entry(Edit::Changed { before: entry, after }))?;
@@ -240,8 +247,42 @@ pub(crate) fn rename(
     Ok(())
 }
 
+pub(crate) fn set_attributes(
+    edits: &mut Edits<'_>,
+    ino: Ino,
+    set: Attributes,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    match node(edits, ino)? {
+        Node::Folder(before) => {
+            let after = Folder {
+                mode: set.mode.unwrap_or(before.mode),
+                modified: set.modified.unwrap_or(before.modified),
+                changed: now,
+                ..before.clone()
+            };
+            edits.write(Delta::Folder(Edit::Changed { before, after }))
+        }
+        Node::Image(before) => {
+            let before = *before;
+            let after = Image {
+                mode: set.mode.unwrap_or(before.mode),
+                modified: set.modified.unwrap_or(before.modified),
+                changed: now,
+                ..before.clone()
+            };
+            edits.write(Delta::Image(Edit::Changed { before, after }))
+        }
+    }
+}
+
 /// Removes what a rename replaces.
-fn give_way(edits: &mut Edits<'_>, target: Entry, for_folder: bool) -> Result<(), Refusal> {
+fn give_way(
+    edits: &mut Edits<'_>,
+    target: Entry,
+    for_folder: bool,
+    now: Timestamp,
+) -> Result<(), Refusal> {
     let name = target.name.clone();
     match (node(edits, target.ino)?, for_folder) {
         (Node::Folder(folder), true) if edits.is_empty(folder.ino)? => {
@@ -253,10 +294,20 @@ fn give_way(edits: &mut Edits<'_>, target: Entry, for_folder: bool) -> Result<()
         }
         (Node::Folder(_), false) => refuse(Reason::IsAFolder, format!("{name} is a folder")),
         (Node::Image(_), true) => refuse(Reason::NotAFolder, format!("{name} is no folder")),
-        // Replacing an image deletes it, and deleting is not done by this release.
-        (Node::Image(_), false) => refuse(
-            Reason::NotPermitted,
-            format!("{name} is an image; images cannot be replaced or deleted yet"),
-        ),
+        (Node::Image(image), false) => {
+            let path = path_of(edits, target.parent)?.join(name).to_string();
+            edits.write(Delta::Entry(Edit::Removed(target)))?;
+            trash_if_nameless(edits, *image, vec![path], now)
+        }
     }
+}
+
+/// Where a folder or image is; for an image with several names, by its oldest.
+pub(crate) fn path_of(rows: &Rows<'_>, mut ino: Ino) -> Result<LibraryPath, Refusal> {
+    let mut names = Vec::new();
+    while let Some(entry) = rows.entries_to(ino)?.into_iter().next() {
+        names.push(entry.name);
+        ino = entry.parent;
+    }
+    Ok(names.into_iter().rev().fold(LibraryPath::default(), |path, name| path.join(name)))
 }

@@ -2,6 +2,7 @@
 //! nodes, pools and volumes.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(crate) enum Command {
 }
 
 struct Session {
+    /// Tells it from an earlier session of the same agent whose end is noticed only later.
+    number: u64,
     node: Node,
     boot: BootId,
     volumes: Vec<OfferedVolume>,
@@ -36,13 +39,18 @@ struct Session {
 
 /// The sessions of connected agents.
 pub(crate) struct Nodes {
+    next: AtomicU64,
     sessions: Mutex<HashMap<NodeId, Session>>,
     live: watch::Sender<Live>,
 }
 
 impl Default for Nodes {
     fn default() -> Self {
-        Self { sessions: Mutex::default(), live: watch::Sender::new(Live::default()) }
+        Self {
+            next: AtomicU64::new(1),
+            sessions: Mutex::default(),
+            live: watch::Sender::new(Live::default()),
+        }
     }
 }
 
@@ -53,7 +61,8 @@ impl Nodes {
 
     /// Begins a session. A second agent with the identity of a connected one is refused: two
     /// hosts that share a state directory's copy would each undo the other's reports.
-    pub(crate) fn connect(&self, hello: Hello) -> Result<mpsc::Receiver<Command>, Refusal> {
+    /// The session's number, and its commands; these end when a later session takes its place.
+    pub(crate) fn connect(&self, hello: Hello) -> Result<(u64, mpsc::Receiver<Command>), Refusal> {
         let mut sessions = self.lock();
         let Hello { node, boot, volumes, version } = hello;
         if let Some(other) = sessions.get(&node.id).filter(|other| other.boot != boot) {
@@ -69,28 +78,32 @@ impl Nodes {
         }
         info!(node = %node.name, address = %node.address, version, "agent connected");
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        sessions.insert(node.id, Session { node, boot, volumes, commands });
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        sessions.insert(node.id, Session { number, node, boot, volumes, commands });
         self.publish(&sessions);
-        Ok(receiver)
+        Ok((number, receiver))
     }
 
     /// What a connected agent offers now.
-    pub(crate) fn offer(&self, node: NodeId, volumes: Vec<OfferedVolume>) {
+    pub(crate) fn offer(&self, node: NodeId, number: u64, volumes: Vec<OfferedVolume>) {
         let mut sessions = self.lock();
-        if let Some(session) = sessions.get_mut(&node) {
+        if let Some(session) = sessions.get_mut(&node).filter(|it| it.number == number) {
             session.volumes = volumes;
         }
         self.publish(&sessions);
     }
 
-    pub(crate) fn disconnect(&self, node: NodeId, boot: BootId) {
+    /// True if the node is gone with it, and no later session has taken its place.
+    pub(crate) fn disconnect(&self, node: NodeId, number: u64) -> bool {
         let mut sessions = self.lock();
-        if sessions.get(&node).is_some_and(|session| session.boot == boot)
-            && let Some(session) = sessions.remove(&node)
-        {
+        if sessions.get(&node).is_none_or(|session| session.number != number) {
+            return false;
+        }
+        if let Some(session) = sessions.remove(&node) {
             info!(node = %session.node.name, "agent disconnected");
         }
         self.publish(&sessions);
+        true
     }
 
     fn publish(&self, sessions: &HashMap<NodeId, Session>) {
@@ -173,6 +186,17 @@ fn register_volume(
         edits.write(Delta::Volume(Edit::Made(volume)))?;
         return assign(edits, pool, node);
     };
+    if let Some(actual) = other_pool(edits.pools()?, before.pool, &offered.pool_name)
+        && said_for_the_first_time(offered.id, &offered.pool_name)
+    {
+        warn!(
+            volume = %offered.id,
+            path = offered.path,
+            asked = offered.pool_name,
+            actual,
+            "the volume belongs to another pool than its agent was started with; it stays there"
+        );
+    }
     if before.sights.contains(&sight) {
         return Ok(());
     }
@@ -186,6 +210,21 @@ fn register_volume(
         Some(pool) if new_here => assign(edits, pool, node),
         _ => Ok(()),
     }
+}
+
+/// The name of a volume's pool, if it is not the one asked for.
+fn other_pool(pools: Vec<Pool>, actual: PoolId, asked: &str) -> Option<String> {
+    let actual = pools.into_iter().find(|pool| pool.id == actual)?;
+    (actual.name != asked).then_some(actual.name)
+}
+
+/// Agents say what they offer whenever the free space changes; a warning is needed once.
+fn said_for_the_first_time(volume: VolumeId, asked: &str) -> bool {
+    /// Agents make these names up; beyond so many nothing is remembered, and nothing said.
+    const SAID_MAX: usize = 1000;
+    static SAID: Mutex<BTreeSet<(VolumeId, String)>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    said.len() < SAID_MAX && said.insert((volume, asked.to_owned()))
 }
 
 fn pool_named(edits: &mut Edits<'_>, name: &str, now: Timestamp) -> Result<Pool, Refusal> {
@@ -204,4 +243,56 @@ fn assign(edits: &mut Edits<'_>, before: Pool, node: NodeId) -> Result<(), Refus
     let mut after = before.clone();
     after.assigned.push(node);
     edits.write(Delta::Pool(Edit::Changed { before, after }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(boot: u8) -> Hello {
+        let id = NodeId::from_bytes([1; 16]);
+        Hello {
+            node: Node { id, name: "host".to_owned(), address: "host:1".to_owned() },
+            boot: BootId::from_bytes([boot; 16]),
+            version: String::new(),
+            volumes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_end_of_an_old_session_leaves_its_successor_connected() {
+        let nodes = Nodes::default();
+        let node = hello(1).node.id;
+        let (old, mut commands) = nodes.connect(hello(1)).expect("connected");
+        let (new, _commands) = nodes.connect(hello(1)).expect("connected again");
+        assert!(commands.try_recv().is_err(), "the old one hears nothing more");
+        assert!(!nodes.disconnect(node, old));
+        assert_eq!(nodes.live().borrow().connected, [node]);
+        assert!(nodes.disconnect(node, new));
+        assert!(nodes.live().borrow().connected.is_empty());
+    }
+
+    #[test]
+    fn a_second_agent_of_one_identity_is_refused_while_the_first_lives() {
+        let nodes = Nodes::default();
+        let (number, _commands) = nodes.connect(hello(1)).expect("connected");
+        assert_eq!(nodes.connect(hello(2)).map(drop).map_err(|it| it.reason), Err(Reason::Exists));
+        nodes.disconnect(hello(1).node.id, number);
+        assert!(nodes.connect(hello(2)).is_ok());
+    }
+
+    #[test]
+    fn a_volume_asked_into_another_pool_is_remarked_once() {
+        let id = |n| PoolId::from_bytes([n; 16]);
+        let pool =
+            |(n, name): (u8, &str)| Pool { id: id(n), name: name.to_owned(), assigned: Vec::new() };
+        let pools = || [(1, "fast"), (2, "slow")].map(pool).to_vec();
+        assert_eq!(other_pool(pools(), id(1), "fast"), None);
+        assert_eq!(other_pool(pools(), id(1), "slow").as_deref(), Some("fast"));
+        assert_eq!(other_pool(pools(), id(1), "never made").as_deref(), Some("fast"));
+        let volume = VolumeId::from_bytes([77; 16]);
+        assert!(said_for_the_first_time(volume, "slow"));
+        assert!(!said_for_the_first_time(volume, "slow"));
+        assert!(said_for_the_first_time(volume, "other"));
+    }
 }

@@ -1,17 +1,21 @@
 //! Reports from agents become images, entries and replicas. Each event is applied idempotently: an
 //! agent that was not answered reports again, and nothing more changes.
 
+use std::collections::BTreeSet;
+
 use isotope_proto::change::{Delta, Edit};
 use isotope_proto::id::{ContentId, ImageId, Ino, VolumeId};
 use isotope_proto::image::{Image, OsFamily, Replica, Stamp};
-use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath};
+use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{FileChange, FileEvent, FoundFile};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, FOLDER_MODE, IMAGE_MODE};
+use tracing::info;
 
 use crate::library::{add_entry, make_folder_in, remove_entry, touch};
 use crate::store::Edits;
+use crate::uploads::free_name;
 
 /// Applies a report and returns the image of each file, in order: the agent's proposal, or the id
 /// under which the catalogue already keeps the file.
@@ -28,6 +32,25 @@ pub(crate) fn apply(
     let pool = pools.iter().find(|pool| pool.id == known.pool).map_or("", |pool| &pool.name);
     let mut report = Report { edits, volume, pool, now };
     changes.iter().map(|change| report.apply_one(change)).collect()
+}
+
+/// Of the files that the catalogue has of a volume, those at other than the paths that there are
+/// are gone: they went while the volume's index was lost, or was another catalogue's.
+pub(crate) fn lose_others(
+    edits: &mut Edits<'_>,
+    volume: VolumeId,
+    files: Vec<(ImageId, VolumePath)>,
+    there: &BTreeSet<VolumePath>,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let mut report = Report { edits, volume, pool: "", now };
+    for (image, path) in files.into_iter().filter(|(_, path)| !there.contains(path)) {
+        if let Some(image) = report.edits.image(image)? {
+            info!(%volume, %path, image = %image.id, "a file went unnoticed; it leaves the library");
+            report.lose(image, &path)?;
+        }
+    }
+    Ok(())
 }
 
 struct Report<'r, 'a> {
@@ -47,7 +70,7 @@ impl Report<'_, '_> {
                 if let Some(image) = self.edits.image_at(self.volume, &file.path)?
                     && image.id == file.image
                 {
-                    self.lose(image, file)?;
+                    self.lose(image, &file.path)?;
                 }
                 Ok(file.image)
             }
@@ -56,6 +79,10 @@ impl Report<'_, '_> {
 
     /// A file is there: as known, new, or with other bytes than before.
     fn seen(&mut self, file: &FoundFile) -> Result<ImageId, Refusal> {
+        // On its way to its place, or out of it: a host that was away brings nothing back.
+        if let Some(image) = self.edits.task_of_stamp(self.volume, file.stamp)? {
+            return Ok(image);
+        }
         match self.edits.image_at(self.volume, &file.path)? {
             None => self.adopt(file),
             Some(image) if self.stamp_of(&image, file) == Some(file.stamp) => Ok(image.id),
@@ -91,7 +118,7 @@ impl Report<'_, '_> {
         if entry.name.as_str() != old || entry.name == name {
             return Ok(());
         }
-        let name = self.free_name(entry.parent, name)?;
+        let name = free_name(self.edits, entry.parent, &name, self.pool)?;
         let after = Entry { name, ..entry.clone() };
         let before = entry.clone();
         self.edits.write(Delta::Entry(Edit::Changed { before, after }))?;
@@ -102,7 +129,7 @@ impl Report<'_, '_> {
     fn adopt(&mut self, file: &FoundFile) -> Result<ImageId, Refusal> {
         let name = EntryName::parse(file.path.file_name())?;
         let folder = self.folder_for(file)?;
-        let name = self.free_name(folder, name)?;
+        let name = free_name(self.edits, folder, &name, self.pool)?;
         let image = self.make_image(file, IMAGE_MODE)?;
         add_entry(self.edits, folder, name, image.ino, self.now)?;
         Ok(image.id)
@@ -139,7 +166,7 @@ impl Report<'_, '_> {
         let names = self.edits.entries_to(old.ino)?;
         let mode = old.mode;
         if old.replicas.len() > 1 {
-            self.lose(old, file)?;
+            self.lose(old, &file.path)?;
             return self.adopt(file);
         }
         let new = self.make_image(file, mode)?;
@@ -152,9 +179,9 @@ impl Report<'_, '_> {
     }
 
     /// A file is gone; with the last replica goes the image, and its names.
-    fn lose(&mut self, before: Image, file: &FoundFile) -> Result<(), Refusal> {
+    fn lose(&mut self, before: Image, path: &VolumePath) -> Result<(), Refusal> {
         let mut after = before.clone();
-        after.replicas.retain(|r| r.volume != self.volume || r.path != file.path);
+        after.replicas.retain(|r| r.volume != self.volume || r.path != *path);
         if !after.replicas.is_empty() {
             return self.edits.write(Delta::Image(Edit::Changed { before, after }));
         }
@@ -186,31 +213,20 @@ impl Report<'_, '_> {
         }
         Ok(at)
     }
-
-    /// `name`, or where that is taken `stem.POOL.ext`, `stem.POOL.2.ext`, …
-    fn free_name(&self, folder: Ino, name: EntryName) -> Result<EntryName, Refusal> {
-        let mut candidate = name.clone();
-        let mut tries = 1_u32;
-        while self.edits.entry(folder, &candidate)?.is_some() {
-            let addition =
-                if tries == 1 { self.pool.to_owned() } else { format!("{}.{tries}", self.pool) };
-            candidate = name.with_addition(&addition);
-            tries += 1;
-        }
-        Ok(candidate)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use isotope_proto::id::{NodeId, UploadId};
     use isotope_proto::image::{ImageFormat, Os};
-    use isotope_proto::name::{LibraryPath, VolumePath};
-    use isotope_proto::tree::{FolderRef, Place, RenameMode};
+    use isotope_proto::name::LibraryPath;
+    use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
+    use isotope_proto::upload::{Existing, Sealed, UploadRequest};
 
     use super::*;
     use crate::library::{self, Node};
     use crate::store::tests::{VOLUMES, store};
-    use crate::store::{Store, Verb};
+    use crate::store::{Outcome, Store, Verb};
 
     fn file(n: u8, path: &str, inode: u64) -> FoundFile {
         FoundFile {
@@ -230,8 +246,11 @@ mod tests {
     ) -> Vec<ImageId> {
         let changes =
             events.iter().map(|(event, file)| FileChange { event: *event, file: file.clone() });
-        let verb = Verb::ApplyFiles { volume, changes: changes.collect() };
-        store.commit(None, verb).await.expect("applied").images
+        let verb = Verb::ApplyFiles { volume, changes: changes.collect(), everything: None };
+        match store.commit(None, verb).await.expect("applied").outcome {
+            Outcome::Images(images) => images,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// The image at a path: its id and inode number.
@@ -354,5 +373,59 @@ mod tests {
         for path in ["/x/a.iso", "/x/y/b.iso", "/x/c.iso"] {
             assert!(image(&store, path).await.is_some(), "{path}");
         }
+    }
+
+    async fn end_introduction(store: &Store, volume: VolumeId, paths: &[&str]) {
+        let paths = paths.iter().map(|path| VolumePath::parse(path).expect("a path"));
+        let everything = Some(paths.collect());
+        let verb = Verb::ApplyFiles { volume, changes: Vec::new(), everything };
+        store.commit(None, verb).await.expect("applied");
+    }
+
+    #[tokio::test]
+    async fn what_went_while_an_index_was_lost_leaves_the_library() {
+        let (store, _dir) = store().await;
+        for volume in VOLUMES {
+            let told = [
+                (FileEvent::Created, file(1, "iso/a.iso", 1)),
+                (FileEvent::Created, file(2, "iso/gone.iso", 2)),
+            ];
+            report(&store, volume, &told).await;
+        }
+        end_introduction(&store, VOLUMES[0], &["iso/a.iso", "iso/b.iso"]).await;
+        for (path, there) in [
+            ("/linux/a.iso", true),
+            ("/linux/gone.iso", false),
+            // The other volume's are no business of this one's introduction.
+            ("/linux/a.slow.iso", true),
+            ("/linux/gone.slow.iso", true),
+        ] {
+            assert_eq!(image(&store, path).await.is_some(), there, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_yet_to_be_brought_to_its_place_is_not_gone() {
+        let (store, _dir) = store().await;
+        let id = UploadId::from_bytes([5; 16]);
+        let name = EntryName::parse("new.iso").expect("a name");
+        let request = UploadRequest {
+            id,
+            place: Place { folder: FolderRef::Ino(Ino::ROOT), name },
+            mode: IMAGE_MODE,
+            pool: None,
+            host: String::new(),
+            existing: Existing::Refuse,
+            size_bytes: 0,
+        };
+        let node = NodeId::from_bytes([1; 16]);
+        let begin = Verb::BeginUpload { request, volume: VOLUMES[0], node };
+        store.commit(None, begin).await.expect("begun");
+        let FoundFile { path, stamp, format, os, .. } = file(5, "iso/new.iso", 5);
+        let sealed = Sealed { stamp, path, format, os };
+        let publish = Verb::Publish { upload: id, sealed, set: Attributes::default() };
+        store.commit(None, publish).await.expect("published");
+        end_introduction(&store, VOLUMES[0], &["iso/other.iso"]).await;
+        assert!(image(&store, "/new.iso").await.is_some());
     }
 }

@@ -5,30 +5,31 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use isotope_proto::id::{NodeId, ScanId};
 use isotope_proto::report::ScanOutcome;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
-/// Updates waiting for whoever asked; progress beyond it is dropped, results are not.
-const UPDATES_MAX: usize = 256;
-
+/// The newest news of a scan; its end is the last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Update {
     FilesSeen(u64),
     Ended(ScanOutcome),
 }
 
+type Running = HashMap<ScanId, (NodeId, watch::Sender<Update>)>;
+
 #[derive(Default)]
 pub(crate) struct Scans {
-    running: Mutex<HashMap<ScanId, (NodeId, mpsc::Sender<Update>)>>,
+    running: Mutex<Running>,
 }
 
 impl Scans {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ScanId, (NodeId, mpsc::Sender<Update>)>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A scan that `node` is about to be asked for.
-    pub(crate) fn begin(&self, scan: ScanId, node: NodeId) -> mpsc::Receiver<Update> {
-        let (updates, receiver) = mpsc::channel(UPDATES_MAX);
+    /// A scan that `node` is about to be asked for. Its channel closes without an end if the node
+    /// goes away.
+    pub(crate) fn begin(&self, scan: ScanId, node: NodeId) -> watch::Receiver<Update> {
+        let (updates, receiver) = watch::channel(Update::FilesSeen(0));
         self.lock().insert(scan, (node, updates));
         receiver
     }
@@ -37,15 +38,13 @@ impl Scans {
         let mut running = self.lock();
         let Some((_, updates)) = running.get(&scan) else { return };
         let ended = matches!(update, Update::Ended(_));
-        // A full queue loses progress only: the end also closes the channel, and a receiver that
-        // finds it closed without an outcome knows that it missed one.
-        let _ = updates.try_send(update);
+        updates.send_replace(update);
         if ended {
             running.remove(&scan);
         }
     }
 
-    /// The node has gone, and its scans with it: their channels close without an outcome.
+    /// The node has gone, and its scans with it.
     pub(crate) fn node_gone(&self, node: NodeId) {
         self.lock().retain(|_, (at, _)| *at != node);
     }

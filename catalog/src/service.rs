@@ -4,6 +4,7 @@ mod agents;
 mod cluster;
 mod feed;
 mod library;
+mod uploads;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use isotope_proto::pb::agent_service_server::AgentServiceServer;
 use isotope_proto::pb::cluster_service_server::ClusterServiceServer;
 use isotope_proto::pb::feed_service_server::FeedServiceServer;
 use isotope_proto::pb::library_service_server::LibraryServiceServer;
+use isotope_proto::pb::upload_service_server::UploadServiceServer;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
@@ -28,13 +30,14 @@ pub(crate) fn server(core: &Core) -> Router {
     let library = LibraryServiceServer::new(library::Library(core.clone()));
     let feed = FeedServiceServer::new(feed::Watches(core.clone()));
     let cluster = ClusterServiceServer::new(cluster::Cluster(core.clone()));
+    let uploads = UploadServiceServer::new(uploads::Uploads(core.clone()));
     let agents = AgentServiceServer::new(agents::Agents(core.clone()));
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(library.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(feed)
         .add_service(cluster)
+        .add_service(uploads)
         .add_service(agents.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }

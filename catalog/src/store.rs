@@ -1,6 +1,7 @@
 //! The store: domain verbs, each one transaction that returns the change it made. SQL lives
 //! beneath this module and nowhere else; no connection or transaction leaves it.
 
+mod aside;
 mod log;
 mod open;
 mod rows;
@@ -8,7 +9,7 @@ mod write;
 mod writer;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isotope_proto::change::{Change, Record};
 use isotope_proto::id::{Incarnation, RequestId, Revision};
@@ -18,11 +19,12 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::feed::Feed;
+pub(crate) use aside::Reserved;
 pub use open::OpenError;
 pub(crate) use rows::Rows;
 pub(crate) use write::Edits;
 use writer::Job;
-pub(crate) use writer::{Committed, Verb};
+pub(crate) use writer::{Committed, Outcome, Verb};
 
 /// Reads at once: enough to keep two cores busy while one waits for the disk.
 const READERS: usize = 4;
@@ -42,6 +44,12 @@ struct Shared {
     incarnation: Incarnation,
     /// Held for the life of the process: two catalogues on one database would both write.
     _lock: std::fs::File,
+}
+
+impl Shared {
+    fn lock_readers(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
@@ -92,14 +100,9 @@ impl Store {
         let _permit = self.shared.permits.acquire().await.map_err(|_| stopped())?;
         let shared = Arc::clone(&self.shared);
         let work = tokio::task::spawn_blocking(move || {
-            let lock = || shared.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut connection = lock().pop().ok_or_else(stopped)?;
-            let result = (|| {
-                let transaction = connection.transaction().map_err(storage)?;
-                look(&Rows::new(&transaction))
-            })();
-            lock().push(connection);
-            result
+            let mut borrowed = Borrowed::take(&shared)?;
+            let transaction = borrowed.connection()?.transaction().map_err(storage)?;
+            look(&Rows::new(&transaction))
         });
         work.await.map_err(|_| stopped())?
     }
@@ -125,6 +128,29 @@ impl Store {
         count_max: u32,
     ) -> Result<Option<Vec<Change>>, Refusal> {
         self.read(move |rows| rows.changes_after(revision, count_max)).await
+    }
+}
+
+/// A reader's connection, given back however its use ends.
+struct Borrowed<'a> {
+    connection: Option<Connection>,
+    shared: &'a Shared,
+}
+
+impl<'a> Borrowed<'a> {
+    fn take(shared: &'a Shared) -> Result<Self, Refusal> {
+        let connection = shared.lock_readers().pop().ok_or_else(stopped)?;
+        Ok(Self { connection: Some(connection), shared })
+    }
+
+    fn connection(&mut self) -> Result<&mut Connection, Refusal> {
+        self.connection.as_mut().ok_or_else(stopped)
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        self.shared.lock_readers().extend(self.connection.take());
     }
 }
 

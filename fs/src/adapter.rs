@@ -4,139 +4,58 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, Request, TimeOrNow,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use isotope_proto::change::Change;
-use isotope_proto::id::{EntryId, Ino};
+use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
-use isotope_proto::tree::RenameMode;
+use isotope_proto::tree::{Attributes, RenameMode};
+use isotope_proto::upload::Existing;
 use tokio::runtime::Handle as Runtime;
 use tokio::time::timeout;
 use tracing::debug;
 
 use crate::attr::{self, Owner};
-use crate::catalog::{CHANGE_DEADLINE, Catalog};
-use crate::errno;
 use crate::error::FsError;
-use crate::handle::Handles;
-use crate::mirror::Mirror;
-use crate::tree::Inode;
-use crate::{READ_DEADLINE, READ_REQUEST_BYTES};
+use crate::files::{Answer, DOTS, Files, LIFETIME};
+use crate::handle::Open;
+use crate::writer::Writer;
+use crate::{READ_REQUEST_BYTES, clock, errno};
 
-/// How long the kernel may believe names and attributes, known or absent: the feed corrects it.
-const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// A write is answered once its bytes are on their way; when nothing moves for so long, it fails.
+const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
 const BACKGROUND_MAX: u16 = 64;
-/// Cookies of `.` and `..`; entries follow at their id plus this.
-const DOTS: u64 = 2;
 /// `statfs` counts in these.
 const BLOCK_BYTES: u32 = 4096;
 
-#[derive(Clone)]
 pub(crate) struct Adapter {
-    pub(crate) mirror: Arc<Mirror>,
-    pub(crate) handles: Arc<Handles>,
-    pub(crate) catalog: Catalog,
-    pub(crate) owner: Owner,
+    pub(crate) files: Files,
     pub(crate) runtime: Runtime,
-}
-
-/// What the kernel is told of an entry.
-struct Answer {
-    attr: FileAttr,
-    generation: Generation,
 }
 
 fn parse(name: &OsStr) -> Result<EntryName, FsError> {
     Ok(EntryName::parse_bytes(name.as_bytes())?)
 }
 
-impl Adapter {
-    fn attr(&self, ino: Ino) -> Result<FileAttr, FsError> {
-        let attr = |inode: &Inode| attr::of(ino, inode, self.owner);
-        self.mirror.with(ino, attr).ok_or(FsError::Stale)
-    }
-
-    fn lookup_now(&self, parent: Ino, name: &OsStr) -> Result<Option<Answer>, FsError> {
-        let tree = self.mirror.tree();
-        let Some(folder) = tree.folder(parent) else {
-            return Err(if tree.get(parent).is_some() {
-                FsError::NotAFolder
-            } else {
-                FsError::Stale
-            });
-        };
-        if name.len() > EntryName::LEN_MAX {
-            return Err(FsError::TooLong);
-        }
-        // What cannot be a name otherwise is no name of ours.
-        let found = name.to_str().and_then(|name| folder.child(name));
-        let Some((ino, inode)) = found.and_then(|ino| Some((ino, tree.get(ino)?))) else {
-            return Ok(None);
-        };
-        self.mirror.remember(ino, 1);
-        let attr = attr::of(ino, inode, self.owner);
-        Ok(Some(Answer { attr, generation: Generation(tree.generation()) }))
-    }
-
-    /// Makes a change and waits until it shows here.
-    fn change<C>(&self, change: C, answer: impl FnOnce(Result<(), FsError>) + Send + 'static)
-    where
-        C: Future<Output = Result<Change, FsError>> + Send + 'static,
-    {
-        let mirror = Arc::clone(&self.mirror);
-        self.runtime.spawn(async move {
-            let changed = timeout(CHANGE_DEADLINE, async {
-                mirror.settle(&change.await?).await;
-                Ok(())
-            });
-            answer(changed.await.unwrap_or(Err(FsError::TimedOut)));
-        });
-    }
-
-    /// The entries of a folder after a cookie; `add` says when its buffer is full.
-    fn list(
-        &self,
-        ino: Ino,
-        cookie: u64,
-        mut add: impl FnMut(u64, &OsStr, Ino, &Inode, Generation) -> bool,
-    ) -> Result<(), FsError> {
-        let tree = self.mirror.tree();
-        let Some(folder) = tree.folder(ino) else {
-            // A removed folder that is open still is empty.
-            return self.mirror.with(ino, |_| ()).ok_or(FsError::Stale);
-        };
-        let generation = Generation(tree.generation());
-        let dots = [(1, ".", ino), (2, "..", folder.parent)];
-        for (at, name, ino) in dots {
-            if let Some(inode) = tree.get(ino)
-                && at > cookie
-                && add(at, OsStr::new(name), ino, inode, generation)
-            {
-                return Ok(());
-            }
-        }
-        for (id, name, ino) in folder.after(EntryId(cookie.saturating_sub(DOTS))) {
-            let Some(inode) = tree.get(ino) else { continue };
-            if add(id.0 + DOTS, OsStr::new(name.as_str()), ino, inode, generation) {
-                break;
-            }
-        }
-        Ok(())
-    }
+fn reply_entry(reply: ReplyEntry, it: &Answer) {
+    reply.entry(&it.lifetime, &it.attr, Generation(it.generation));
 }
 
-fn kind_of(inode: &Inode) -> FileType {
-    match inode {
-        Inode::Folder(_) => FileType::Directory,
-        Inode::Image(_) => FileType::RegularFile,
+impl Adapter {
+    /// Carries out a change in a task of its own, and answers when it is done.
+    fn change<C>(&self, reply: ReplyEmpty, change: impl FnOnce(Files) -> C)
+    where
+        C: Future<Output = Result<(), FsError>> + Send + 'static,
+    {
+        let change = change(self.files.clone());
+        self.runtime.spawn(async move { reply_empty(reply, change.await) });
     }
 }
 
@@ -145,12 +64,6 @@ fn reply_empty(reply: ReplyEmpty, result: Result<(), FsError>) {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(errno::of(&error)),
     }
-}
-
-/// An absent name, cached as such: inode 0 with a lifetime.
-fn absent(owner: Owner) -> FileAttr {
-    let none = Inode::Image(crate::tree::ImageNode::absent());
-    attr::of(Ino(0), &none, owner)
 }
 
 impl Filesystem for Adapter {
@@ -173,34 +86,34 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.lookup_now(Ino(parent.0), name) {
-            Ok(Some(it)) => reply.entry(&LIFETIME, &it.attr, it.generation),
-            Ok(None) => reply.entry(&LIFETIME, &absent(self.owner), Generation(0)),
+        match self.files.lookup_now(Ino(parent.0), name) {
+            Ok(Some(it)) => reply_entry(reply, &it),
+            Ok(None) => reply.entry(&LIFETIME, &attr::absent(self.files.owner), Generation(0)),
             Err(error) => reply.error(errno::of(&error)),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.mirror.forget(Ino(ino.0), nlookup);
+        self.files.mirror.forget(Ino(ino.0), nlookup);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr(Ino(ino.0)) {
-            Ok(attr) => reply.attr(&LIFETIME, &attr),
+        match self.files.attr(Ino(ino.0)) {
+            Ok((attr, lifetime)) => reply.attr(&lifetime, &attr),
             Err(error) => reply.error(errno::of(&error)),
         }
     }
 
     fn setattr(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        _size: Option<u64>,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
         _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
         _ctime: Option<std::time::SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<std::time::SystemTime>,
@@ -209,7 +122,24 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(errno::of(&FsError::NotPermitted));
+        let Owner { uid: own_uid, gid: own_gid } = self.files.owner;
+        // Everything here belongs to one owner.
+        if uid.is_some_and(|uid| uid != own_uid) || gid.is_some_and(|gid| gid != own_gid) {
+            return reply.error(errno::of(&FsError::NotPermitted));
+        }
+        let modified = mtime.map(|time| match time {
+            TimeOrNow::SpecificTime(time) => time.into(),
+            TimeOrNow::Now => clock::now(),
+        });
+        let set = Attributes { mode: mode.map(|mode| mode & 0o7777), modified };
+        let (files, ino, task) = (self.files.clone(), Ino(ino.0), req.pid());
+        self.runtime.spawn(async move {
+            let done = files.set_attributes(ino, size, set, task).await;
+            match done.and_then(|()| files.attr(ino)) {
+                Ok((attr, lifetime)) => reply.attr(&lifetime, &attr),
+                Err(error) => reply.error(errno::of(&error)),
+            }
+        });
     }
 
     fn mkdir(
@@ -225,13 +155,11 @@ impl Filesystem for Adapter {
             Ok(name) => name,
             Err(error) => return reply.error(errno::of(&error)),
         };
-        let (catalog, this, parent) = (self.catalog.clone(), self.clone(), Ino(parent.0));
-        let shown = name.clone();
-        let made = async move { catalog.make_folder(parent, &name, mode).await };
-        self.change(made, move |result| {
-            let found = result.and_then(|()| this.lookup_now(parent, OsStr::new(shown.as_str())));
-            match found {
-                Ok(Some(it)) => reply.entry(&LIFETIME, &it.attr, it.generation),
+        let (files, parent) = (self.files.clone(), Ino(parent.0));
+        self.runtime.spawn(async move {
+            let made = files.change(files.catalog.make_folder(parent, &name, mode)).await;
+            match made.and_then(|()| files.lookup_now(parent, OsStr::new(name.as_str()))) {
+                Ok(Some(it)) => reply_entry(reply, &it),
                 // Made, and removed again by somebody else meanwhile.
                 Ok(None) => reply.error(Errno::ENOENT),
                 Err(error) => reply.error(errno::of(&error)),
@@ -244,9 +172,10 @@ impl Filesystem for Adapter {
             Ok(name) => name,
             Err(error) => return reply.error(errno::of(&error)),
         };
-        let (catalog, parent) = (self.catalog.clone(), Ino(parent.0));
-        let removed = async move { catalog.remove_folder(parent, &name).await };
-        self.change(removed, move |result| reply_empty(reply, result));
+        let parent = Ino(parent.0);
+        self.change(reply, |files| async move {
+            files.change(files.catalog.remove_folder(parent, &name)).await
+        });
     }
 
     fn rename(
@@ -268,14 +197,23 @@ impl Filesystem for Adapter {
             (Ok(from), Ok(to)) => (from, to),
             (Err(error), _) | (_, Err(error)) => return reply.error(errno::of(&error)),
         };
-        let (catalog, parents) = (self.catalog.clone(), (Ino(parent.0), Ino(newparent.0)));
-        let renamed =
-            async move { catalog.rename((parents.0, &from), (parents.1, &to), mode).await };
-        self.change(renamed, move |result| reply_empty(reply, result));
+        let parents = (Ino(parent.0), Ino(newparent.0));
+        if self.files.uploads.named(parents.0, from.as_str()).is_some() {
+            return reply.error(errno::of(&FsError::InUse));
+        }
+        self.change(reply, |files| async move {
+            let (from, to) = ((parents.0, &from), (parents.1, &to));
+            files.change(files.catalog.rename(from, to, mode)).await
+        });
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno::of(&FsError::NotPermitted));
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = match parse(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let parent = Ino(parent.0);
+        self.change(reply, |files| async move { files.unlink(parent, &name).await });
     }
 
     fn link(
@@ -299,34 +237,110 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(errno::of(&FsError::ReadOnly));
+        // Devices, fifos and sockets are no images.
+        reply.error(errno::of(&FsError::NotPermitted));
     }
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
+        req: &Request,
+        parent: INodeNo,
         name: &OsStr,
-        _mode: u32,
+        mode: u32,
         _umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let refused = parse(name).map_or_else(|error| error, |_| FsError::ReadOnly);
-        reply.error(errno::of(&refused));
+        let name = match parse(name) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let (files, parent, task) = (self.files.clone(), Ino(parent.0), req.pid());
+        self.runtime.spawn(async move {
+            match files.begin_upload(parent, &name, mode & 0o7777, Existing::Refuse).await {
+                Ok(upload) => {
+                    let attr = attr::of_upload(&upload, files.owner);
+                    let generation = Generation(files.mirror.tree().generation());
+                    files.mirror.remember(upload.draft.ino, 1);
+                    let writer = Writer::new(upload.draft.ino, task, Some(upload));
+                    let id = FileHandle(files.handles.open_for_writing(writer));
+                    let direct = FopenFlags::FOPEN_DIRECT_IO;
+                    reply.created(&Duration::ZERO, &attr, generation, id, direct);
+                }
+                Err(error) => reply.error(errno::of(&error)),
+            }
+        });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            return reply.error(errno::of(&FsError::NotPermitted));
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = Ino(ino.0);
+        let upload = self.files.uploads.get(ino);
+        if flags.acc_mode() != OpenAccMode::O_RDONLY || upload.is_some() {
+            // A finished image may be opened so, to be truncated; a write to it is refused.
+            let writer = Writer::new(ino, req.pid(), upload);
+            let id = self.files.handles.open_for_writing(writer);
+            return reply.opened(FileHandle(id), FopenFlags::FOPEN_DIRECT_IO);
         }
-        match self.handles.open(Ino(ino.0)) {
+        match self.files.handles.open(ino) {
             Ok(id) => {
                 let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
                 reply.opened(FileHandle(id), flags);
             }
             Err(error) => reply.error(errno::of(&error)),
         }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let upload = match self.files.handles.writer(fh.0) {
+            Ok(writer) => writer.upload().ok_or(FsError::NotPermitted),
+            Err(error) => Err(error),
+        };
+        let upload = match upload {
+            Ok(upload) => upload,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let data = Bytes::copy_from_slice(data);
+        self.runtime.spawn(async move {
+            let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let written = timeout(WRITE_DEADLINE, upload.write(offset, data));
+            match written.await.unwrap_or(Err(FsError::TimedOut)) {
+                Ok(()) => reply.written(len),
+                Err(error) => reply.error(errno::of(&error)),
+            }
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if mode != 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let writer = self.files.handles.writer(fh.0);
+        let upload = writer.and_then(|it| it.upload().ok_or(FsError::NotPermitted));
+        self.runtime.spawn(async move {
+            let allocated = async { upload?.allocate(offset, length).await };
+            let done = timeout(WRITE_DEADLINE, allocated).await;
+            reply_empty(reply, done.unwrap_or(Err(FsError::TimedOut)));
+        });
     }
 
     fn read(
@@ -340,14 +354,22 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let handle = match self.handles.get(fh.0) {
-            Ok(handle) => handle,
+        let open = match self.files.handles.get(fh.0) {
+            Ok(open) => open,
             Err(error) => return reply.error(errno::of(&error)),
         };
         self.runtime.spawn(async move {
-            let read = timeout(READ_DEADLINE, handle.read(offset, size));
-            let late = || FsError::Unreachable("no host delivered in time".to_owned());
-            match read.await.unwrap_or_else(|_| Err(late())) {
+            let read = match open {
+                Open::Reading(handle) => handle.read(offset, size).await,
+                Open::Writing(writer) => match writer.upload() {
+                    Some(upload) => {
+                        let read = timeout(WRITE_DEADLINE, upload.read(offset, size));
+                        read.await.unwrap_or(Err(FsError::TimedOut))
+                    }
+                    None => Err(FsError::NotPermitted),
+                },
+            };
+            match read {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => {
                     debug!(%error, offset, size, "read failed");
@@ -357,27 +379,35 @@ impl Filesystem for Adapter {
         });
     }
 
-    /// Nothing to write back. Never ENOSYS: that would silence the flushes of writers to come.
+    /// A close. Never ENOSYS: that would silence the closes of all writers to come.
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        let Ok(Open::Writing(writer)) = self.files.handles.get(fh.0) else { return reply.ok() };
+        let Some(upload) = writer.upload() else { return reply.ok() };
+        let (files, task) = (self.files.clone(), req.pid());
+        self.runtime.spawn(async move {
+            let verdict = writer.flushed_by(task);
+            reply_empty(reply, files.conclude(&upload, verdict).await);
+        });
     }
 
     fn fsync(
         &self,
         _req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        let Ok(Open::Writing(writer)) = self.files.handles.get(fh.0) else { return reply.ok() };
+        let Some(upload) = writer.upload() else { return reply.ok() };
+        self.runtime.spawn(async move { reply_empty(reply, upload.sync().await) });
     }
 
     fn fsyncdir(
@@ -401,12 +431,20 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.handles.close(fh.0);
+        if let Some(Open::Writing(writer)) = self.files.handles.close(fh.0)
+            && let Some((upload, verdict)) = writer.released()
+        {
+            let files = self.files.clone();
+            self.runtime.spawn(async move {
+                // The program has closed its file; nobody is left to hear how this ends.
+                drop(files.conclude(&upload, verdict).await);
+            });
+        }
         reply.ok();
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.attr(Ino(ino.0)) {
+        match self.files.attr(Ino(ino.0)) {
             Ok(_) => {
                 let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(FileHandle(0), flags);
@@ -423,8 +461,8 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = self.list(Ino(ino.0), offset, |at, name, ino, inode, _| {
-            reply.add(INodeNo(ino.0), at, kind_of(inode), name)
+        let listed = self.files.list(Ino(ino.0), offset, |at, name, it, _| {
+            reply.add(INodeNo(it.ino().0), at, it.kind(), name)
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -440,12 +478,13 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.list(Ino(ino.0), offset, |at, name, ino, inode, generation| {
-            let attr = attr::of(ino, inode, self.owner);
-            let full = reply.add(INodeNo(ino.0), at, name, &LIFETIME, &attr, generation);
+        let listed = self.files.list(Ino(ino.0), offset, |at, name, it, generation| {
+            let (ino, (attr, lifetime)) = (it.ino(), it.attr(self.files.owner));
+            let generation = Generation(generation);
+            let full = reply.add(INodeNo(ino.0), at, name, &lifetime, &attr, generation);
             // The kernel takes each entry for a lookup, except the dots.
             if !full && at > DOTS {
-                self.mirror.remember(ino, 1);
+                self.files.mirror.remember(ino, 1);
             }
             full
         });
@@ -456,7 +495,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let tree = self.mirror.tree();
+        let tree = self.files.mirror.tree();
         let room = tree.space();
         let blocks = |bytes: u64| bytes / u64::from(BLOCK_BYTES);
         let name_max = u32::try_from(EntryName::LEN_MAX).unwrap_or(u32::MAX);

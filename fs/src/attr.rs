@@ -2,11 +2,13 @@
 
 use std::time::SystemTime;
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::INodeNo;
+pub(crate) use fuser::{FileAttr, FileType};
 use isotope_proto::id::Ino;
 use isotope_proto::time::Timestamp;
 
 use crate::tree::Inode;
+use crate::upload::Upload;
 
 /// `st_blocks` counts these whatever the file system's own.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -23,7 +25,8 @@ pub struct Owner {
 pub(crate) fn of(ino: Ino, inode: &Inode, owner: Owner) -> FileAttr {
     let (kind, size, mode, nlink, modified, changed, created) = match inode {
         Inode::Folder(it) => {
-            let links = 2 + it.subfolders;
+            // Its name, its own dot, and the `..` of each folder in it.
+            let links = if it.listed { 2 + it.subfolders } else { 0 };
             (FileType::Directory, 0, it.mode, links, it.modified, it.changed, it.created)
         }
         Inode::Image(it) => {
@@ -31,6 +34,30 @@ pub(crate) fn of(ino: Ino, inode: &Inode, owner: Owner) -> FileAttr {
             (FileType::RegularFile, size, it.mode, it.links, it.modified, it.changed, it.created)
         }
     };
+    file_attr(ino, owner, kind, size, mode, nlink, [modified, changed, created])
+}
+
+/// A file that is being written, as its writer sees it.
+pub(crate) fn of_upload(upload: &Upload, owner: Owner) -> FileAttr {
+    let (size, mode, modified) = upload.shown();
+    let times = [modified, modified, modified];
+    file_attr(upload.draft.ino, owner, FileType::RegularFile, size, mode, 1, times)
+}
+
+/// What the kernel is shown where there is nothing: inode 0, to be cached as an absent name.
+pub(crate) fn absent(owner: Owner) -> FileAttr {
+    file_attr(Ino(0), owner, FileType::RegularFile, 0, 0, 0, [Timestamp(0); 3])
+}
+
+fn file_attr(
+    ino: Ino,
+    owner: Owner,
+    kind: FileType,
+    size: u64,
+    mode: u32,
+    nlink: u32,
+    [modified, changed, created]: [Timestamp; 3],
+) -> FileAttr {
     let time = |at: Timestamp| SystemTime::from(at);
     FileAttr {
         ino: INodeNo(ino.0),

@@ -16,6 +16,11 @@ pub(crate) fn of(error: &FsError) -> Errno {
         FsError::NotUtf8 => Errno::EILSEQ,
         FsError::NotPermitted => Errno::EPERM, // libvirt chowns images: it tolerates EPERM, anything else stops the VM
         FsError::ReadOnly => Errno::EROFS,
+        FsError::NoSpace => Errno::ENOSPC,
+        FsError::QuotaExceeded => Errno::EDQUOT,
+        FsError::TooLarge => Errno::EFBIG,
+        FsError::InUse => Errno::EBUSY,
+        FsError::OpenForReading => Errno::ETXTBSY,
         FsError::Stale => Errno::ESTALE, // not ENOENT: Linux then looks the path up again by itself
         FsError::Replaced => Errno::ESTALE, // half of one installer followed by half of another is worse than an error
         FsError::BadHandle => Errno::EBADF,

@@ -25,8 +25,18 @@ pub(crate) enum FsError {
     Invalid,
     #[error("not possible with images")]
     NotPermitted,
-    #[error("images cannot be stored through the mount")]
+    #[error("the volume cannot be written to")]
     ReadOnly,
+    #[error("no room for it")]
+    NoSpace,
+    #[error("the quota is used up")]
+    QuotaExceeded,
+    #[error("too large for the volume's file system")]
+    TooLarge,
+    #[error("somebody else is writing it")]
+    InUse,
+    #[error("it is open for reading on this mount")]
+    OpenForReading,
     #[error("the inode is gone")]
     Stale,
     #[error("the file changed behind the catalogue's back")]
@@ -72,6 +82,11 @@ impl From<Refusal> for FsError {
             Reason::TooDeep | Reason::NameTooLong => Self::TooLong,
             Reason::InvalidName | Reason::Malformed | Reason::OutOfRange => Self::Invalid,
             Reason::NotPermitted => Self::NotPermitted,
+            Reason::ReadOnly => Self::ReadOnly,
+            Reason::NoSpace => Self::NoSpace,
+            Reason::QuotaExceeded => Self::QuotaExceeded,
+            Reason::TooLarge => Self::TooLarge,
+            Reason::InUse => Self::InUse,
             Reason::Replaced => Self::Replaced,
             Reason::Busy => Self::Busy,
             Reason::Unavailable => Self::CatalogAway,

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use isotope_proto::id::Ino;
+use isotope_proto::id::{ImageId, Ino};
 use isotope_proto::range::ByteRange;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
@@ -17,17 +17,30 @@ use crate::read_ahead::{BLOCK_BYTES, Plan, Window};
 use crate::remote::Hosts;
 use crate::replicas::{Route, routes};
 use crate::tree::{ImageNode, Inode};
+use crate::writer::Writer;
 
 /// Blocks on their way or unread, in the mount as a whole: 128 MiB.
 const BLOCKS_AHEAD_MAX: usize = 128;
 /// Blocks kept behind the reader, for the kernel's disorder.
 const BLOCKS_BEHIND: u64 = 1;
 
+/// A reader that pauses for so long gives up what was fetched ahead for it.
+const IDLE_KEPT: Duration = Duration::from_secs(5);
+/// The kernel's second try comes at once; a person's comes later than this.
+const FAILURE_KEPT: Duration = Duration::from_secs(1);
+
 /// The open files of a mount, and what they share.
 pub(crate) struct Handles {
-    open: RwLock<HashMap<u64, Arc<Handle>>>,
+    open: RwLock<HashMap<u64, Open>>,
     next: AtomicU64,
     source: Arc<Source>,
+}
+
+/// What a file was opened for.
+#[derive(Clone)]
+pub(crate) enum Open {
+    Reading(Arc<Handle>),
+    Writing(Arc<Writer>),
 }
 
 /// Where bytes come from.
@@ -47,6 +60,10 @@ pub(crate) struct Handle {
 
 #[derive(Default)]
 struct Ahead {
+    /// When it was last read.
+    used: Option<Instant>,
+    /// How and when the last read failed.
+    failed: Option<(Instant, FsError)>,
     window: Window,
     blocks: BTreeMap<u64, Arc<Block>>,
 }
@@ -55,8 +72,8 @@ struct Ahead {
 struct Block {
     range: ByteRange,
     bytes: OnceCell<Bytes>,
-    /// Its place in the mount's budget; a block somebody waits for has none.
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Its place in the mount's budget.
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Handles {
@@ -73,20 +90,79 @@ impl Handles {
             Inode::Folder(_) => Err(FsError::IsAFolder),
         });
         let image = image.ok_or(FsError::Stale)??;
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let source = Arc::clone(&self.source);
         let handle = Handle { ino, image, source, ahead: Mutex::default() };
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::new(handle));
-        Ok(id)
+        Ok(self.add(Open::Reading(Arc::new(handle))))
     }
 
-    pub(crate) fn get(&self, id: u64) -> Result<Arc<Handle>, FsError> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        open.get(&id).cloned().ok_or(FsError::BadHandle)
+    pub(crate) fn open_for_writing(&self, writer: Writer) -> u64 {
+        self.add(Open::Writing(Arc::new(writer)))
     }
 
-    pub(crate) fn close(&self, id: u64) {
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    fn add(&self, open: Open) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(id, open);
+        id
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, HashMap<u64, Open>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> RwLockReadGuard<'_, HashMap<u64, Open>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Result<Open, FsError> {
+        self.look().get(&id).cloned().ok_or(FsError::BadHandle)
+    }
+
+    pub(crate) fn writer(&self, id: u64) -> Result<Arc<Writer>, FsError> {
+        match self.get(id)? {
+            Open::Writing(writer) => Ok(writer),
+            Open::Reading(_) => Err(FsError::BadHandle),
+        }
+    }
+
+    pub(crate) fn close(&self, id: u64) -> Option<Open> {
+        self.lock().remove(&id)
+    }
+
+    /// The open file that a truncation by `opener` is about: the one it just opened for writing.
+    pub(crate) fn unbegun_writer(&self, ino: Ino, opener: u32) -> Option<Arc<Writer>> {
+        self.look().values().find_map(|open| match open {
+            Open::Writing(it) if it.ino == ino && it.opener == opener && it.upload().is_none() => {
+                Some(Arc::clone(it))
+            }
+            Open::Writing(_) | Open::Reading(_) => None,
+        })
+    }
+
+    pub(crate) fn is_read(&self, ino: Ino) -> bool {
+        let reads = |open: &Open| matches!(open, Open::Reading(it) if it.ino == ino);
+        self.look().values().any(reads)
+    }
+
+    /// Frees what paused readers keep.
+    pub(crate) fn rest(&self) {
+        for open in self.look().values() {
+            if let Open::Reading(handle) = open {
+                handle.rest();
+            }
+        }
+    }
+
+    /// The images that are open for reading, each once.
+    pub(crate) fn images(&self) -> Vec<ImageId> {
+        let images = self
+            .look()
+            .values()
+            .filter_map(|open| match open {
+                Open::Reading(it) => Some(it.image.id),
+                Open::Writing(_) => None,
+            })
+            .collect::<std::collections::BTreeSet<_>>();
+        images.into_iter().collect()
     }
 }
 
@@ -95,26 +171,65 @@ impl Handle {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Up to `len` bytes from `start`, fewer only at the end of the image.
+    /// Up to `len` bytes from `start`, fewer only at the end of the image. Ends within the read
+    /// deadline; a read that comes on the heels of one that failed by it fails at once, for the
+    /// kernel asks again, page by page, for what its read-ahead did not get.
     pub(crate) async fn read(self: Arc<Self>, start: u64, len: u32) -> Result<Bytes, FsError> {
         let range = ByteRange::clamped(start, len.into(), self.image.size_bytes);
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let plan = self.ahead().window.plan(range.start(), range.len());
-        match plan {
-            Plan::Exact => self.fetch(range).await,
-            Plan::Blocks { needed, ahead_to } => {
-                let blocks = self.line_up(*needed.start(), *needed.end(), ahead_to);
-                self.gather(range, &blocks).await
+        if let Some((at, error)) = &self.ahead().failed
+            && at.elapsed() < FAILURE_KEPT
+        {
+            return Err(error.clone());
+        }
+        let read = tokio::time::timeout(crate::READ_DEADLINE, Arc::clone(&self).read_now(range));
+        let late = || FsError::Unreachable("no host delivered in time".to_owned());
+        let result = read.await.unwrap_or_else(|_| Err(late()));
+        let failure = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        self.ahead().failed = failure;
+        result
+    }
+
+    async fn read_now(self: Arc<Self>, range: ByteRange) -> Result<Bytes, FsError> {
+        let lined_up = {
+            let mut ahead = self.ahead();
+            ahead.used = Some(Instant::now());
+            match ahead.window.plan(range.start(), range.len()) {
+                Plan::Exact => {
+                    ahead.blocks.clear();
+                    None
+                }
+                Plan::Blocks { needed, ahead_to } => {
+                    self.line_up(&mut ahead, *needed.start(), *needed.end(), ahead_to)
+                }
             }
+        };
+        match lined_up {
+            Some(blocks) => self.gather(range, &blocks).await,
+            None => self.fetch(range).await,
         }
     }
 
-    /// The needed blocks; those ahead are set on their way, those behind let go.
-    fn line_up(self: &Arc<Self>, first: u64, last: u64, ahead_to: u64) -> Vec<Arc<Block>> {
-        let block_last = (self.image.size_bytes - 1) / BLOCK_BYTES;
+    /// Lets go of what was fetched ahead for a reader that has paused.
+    fn rest(&self) {
         let mut ahead = self.ahead();
+        if ahead.used.is_some_and(|at| at.elapsed() > IDLE_KEPT) {
+            ahead.blocks.clear();
+        }
+    }
+
+    /// The needed blocks; those ahead are set on their way, those behind let go. None when the
+    /// mount has no room for the needed ones: then exactly what was asked for is fetched.
+    fn line_up(
+        self: &Arc<Self>,
+        ahead: &mut Ahead,
+        first: u64,
+        last: u64,
+        ahead_to: u64,
+    ) -> Option<Vec<Arc<Block>>> {
+        let block_last = (self.image.size_bytes - 1) / BLOCK_BYTES;
         let keep = first.saturating_sub(BLOCKS_BEHIND)..=ahead_to;
         ahead.blocks.retain(|index, _| keep.contains(index));
         let mut needed = Vec::new();
@@ -125,10 +240,9 @@ impl Handle {
                 }
                 continue;
             }
-            let permit = Arc::clone(&self.source.budget).try_acquire_owned().ok();
-            if permit.is_none() && index > last {
-                break;
-            }
+            let Ok(permit) = Arc::clone(&self.source.budget).try_acquire_owned() else {
+                return (index > last).then_some(needed);
+            };
             let start = index * BLOCK_BYTES;
             let range = ByteRange::clamped(start, BLOCK_BYTES, self.image.size_bytes);
             let block = Arc::new(Block { range, bytes: OnceCell::new(), _permit: permit });
@@ -144,7 +258,7 @@ impl Handle {
                 });
             }
         }
-        needed
+        Some(needed)
     }
 
     async fn gather(&self, range: ByteRange, blocks: &[Arc<Block>]) -> Result<Bytes, FsError> {

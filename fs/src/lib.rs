@@ -10,16 +10,23 @@ mod catalog;
 mod clock;
 mod errno;
 mod error;
+mod files;
 mod follow;
 mod handle;
 mod mirror;
 mod mountpoint;
 mod notify;
+mod process;
 mod read_ahead;
 mod remote;
 mod replicas;
 mod session;
+mod stage;
+mod storing;
 pub mod tree;
+mod upload;
+mod uploads;
+mod writer;
 
 use std::io;
 use std::path::PathBuf;
@@ -27,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isotope_proto::cluster::Watcher;
+use isotope_proto::id::SessionId;
 use isotope_proto::pb::feed_service_client::FeedServiceClient;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -36,15 +44,20 @@ use tracing::info;
 use crate::adapter::Adapter;
 pub use crate::attr::Owner;
 use crate::catalog::Catalog;
+use crate::files::Files;
 use crate::follow::{Contact, Follower};
 use crate::handle::Handles;
-pub use crate::mountpoint::{MountPointError, our_mounts};
+pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
 pub use crate::remote::Hosts;
 pub use crate::replicas::Route;
+pub use crate::storing::Storing;
+use crate::uploads::Uploads;
 
 /// All replicas together have so long to deliver one read; then the reader gets EIO.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// What is held open is told this often.
+const HOLD_EVERY: Duration = Duration::from_secs(5);
 /// The largest read asked of us: what the kernel's read-ahead is widened to.
 const READ_REQUEST_BYTES: u32 = 1 << 20;
 
@@ -67,6 +80,8 @@ pub enum MountError {
     Mount { path: PathBuf, error: io::Error },
     #[error("the mount on {path} failed: {error}")]
     Session { path: PathBuf, error: io::Error },
+    #[error("the mount has lost its feed by a fault of its own; please report the log before this")]
+    Follower,
 }
 
 /// A mount that may be mounted.
@@ -101,27 +116,36 @@ impl Mount {
         let follower = Follower {
             client: FeedServiceClient::new(channel.clone()),
             catalog: catalog.to_string(),
-            watcher: Watcher { host, purpose: format!("mount {}", mountpoint.display()) },
+            watcher: Watcher {
+                host: host.clone(),
+                purpose: format!("mount {}", mountpoint.display()),
+            },
             contact: Contact::Lost,
             notifications: notifications.clone(),
             mirror: None,
             first: Some(first),
         };
-        let follower = tokio::spawn(follower.run());
+        let mut follower = tokio::spawn(follower.run());
         let mirror = tokio::select! {
-            Ok(mirror) = listed => mirror,
+            listed = listed => match listed {
+                Ok(mirror) => mirror,
+                Err(_) => return Err(MountError::Follower),
+            },
             () = stop.cancelled() => {
                 follower.abort();
                 return Ok(());
             }
         };
-        let adapter = Adapter {
-            handles: Arc::new(Handles::new(Arc::clone(&mirror), Arc::default())),
-            mirror,
-            catalog: Catalog::new(channel),
-            owner,
-            runtime: tokio::runtime::Handle::current(),
-        };
+        let hosts = Arc::<Hosts>::default();
+        let handles = Arc::new(Handles::new(Arc::clone(&mirror), Arc::clone(&hosts)));
+        let uploads = Arc::<Uploads>::default();
+        let client = Catalog::new(channel);
+        let keeping = [
+            tokio::spawn(Arc::clone(&uploads).keep(client.clone())),
+            tokio::spawn(hold(Arc::clone(&handles), client.clone())),
+        ];
+        let files = Files { mirror, handles, uploads, hosts, catalog: client, host, owner };
+        let adapter = Adapter { files, runtime: tokio::runtime::Handle::current() };
         let source = format!("isotope:{}", catalog.authority().map_or("", |it| it.as_str()));
         let mounted = session::mount(&mountpoint, &source, adapter, notifications);
         let mut mounted =
@@ -134,6 +158,11 @@ impl Mount {
                 info!(mountpoint = %mountpoint.display(), "unmounted from outside");
                 ended.map_err(|error| MountError::Session { path: mountpoint, error })
             }
+            _ = &mut follower => {
+                // Never silently stale: without the feed nothing shown can be relied on.
+                mounted.unmount().await;
+                Err(MountError::Follower)
+            }
             () = stop.cancelled() => {
                 mounted.unmount().await;
                 info!(mountpoint = %mountpoint.display(), "unmounted");
@@ -141,6 +170,24 @@ impl Mount {
             }
         };
         follower.abort();
+        keeping.iter().for_each(tokio::task::JoinHandle::abort);
         ended
+    }
+}
+
+/// Says which images are open here, so that their bytes are not deleted.
+async fn hold(handles: Arc<Handles>, catalog: Catalog) {
+    let session = SessionId::mint(clock::now());
+    let mut told = false;
+    loop {
+        tokio::time::sleep(HOLD_EVERY).await;
+        handles.rest();
+        let images = handles.images();
+        // Nothing is told once, to take back what was.
+        if !images.is_empty() || told {
+            told = !images.is_empty();
+            // Told again in time; the lease is three times as long.
+            drop(catalog.hold(session, images).await);
+        }
     }
 }

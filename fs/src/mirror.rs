@@ -103,8 +103,8 @@ impl Mirror {
 
     /// Returns once a change of ours is in the tree, so that its maker sees it: applied here if
     /// it is the next one, else when the feed has brought those before it.
-    pub(crate) async fn settle(&self, change: &Change) {
-        if self.apply(change, Source::Own) {
+    pub(crate) async fn settle(&self, change: &Change, source: Source) {
+        if self.apply(change, source) {
             return;
         }
         let mut position = self.position.subscribe();
@@ -112,6 +112,13 @@ impl Mirror {
             |at: &Position| at.incarnation != change.incarnation || at.revision >= change.revision;
         // The sender lives as long as self.
         let _ = position.wait_for(reached).await;
+    }
+
+    /// Returns once the kernel knows what changed in a folder; its maker's next look is right.
+    pub(crate) async fn told(&self, folder: Ino) {
+        let notifications = self.notifications.clone();
+        // A panic there is logged by the runtime; the kernel is told all the same.
+        drop(tokio::task::spawn_blocking(move || notifications.wait_until_told(folder)).await);
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -127,6 +134,11 @@ impl Mirror {
         if let Some(inode) = self.tree().get(ino) {
             return Some(look(inode));
         }
+        self.ghost(ino, look)
+    }
+
+    /// Looks at an inode that has left the tree while the kernel holds it.
+    pub(crate) fn ghost<T>(&self, ino: Ino, look: impl FnOnce(&Inode) -> T) -> Option<T> {
         self.held().ghosts.get(&ino).map(look)
     }
 
@@ -160,7 +172,7 @@ fn unlinked(inode: &Inode) -> Inode {
     let mut inode = inode.clone();
     match &mut inode {
         Inode::Image(image) => image.links = 0,
-        Inode::Folder(folder) => folder.subfolders = 0,
+        Inode::Folder(folder) => folder.listed = false,
     }
     inode
 }

@@ -119,13 +119,26 @@ pub fn our_mounts() -> Vec<PathBuf> {
     mounts().into_iter().filter(|it| it.kind == FILE_SYSTEM_TYPE).map(|it| it.path).collect()
 }
 
-/// The path as the kernel's table shows it, without touching what is mounted there.
-fn resolved(path: &Path) -> PathBuf {
-    let (parent, name) = (path.parent(), path.file_name());
-    match (parent.map(Path::canonicalize), name) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => path.to_owned(),
+/// Links followed before a path is taken for a loop; Linux follows as many.
+const LINKS_MAX: usize = 40;
+
+/// A path as the kernel's table of mounts shows it, links resolved, without touching what may be
+/// mounted there: a dead mount could hang whoever asks.
+#[must_use]
+pub fn resolved(path: &Path) -> PathBuf {
+    let mut path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for _ in 0..LINKS_MAX {
+        if let (Some(Ok(parent)), Some(name)) =
+            (path.parent().map(Path::canonicalize), path.file_name())
+        {
+            path = parent.join(name);
+        }
+        match (std::fs::read_link(&path), path.parent()) {
+            (Ok(target), Some(parent)) => path = parent.join(target),
+            _ => break,
+        }
     }
+    path
 }
 
 /// The type of what is mounted on top there.
@@ -179,6 +192,23 @@ mod tests {
         assert_eq!(parsed.kind, "fuse.isotope");
         assert!(parse_line("nonsense").is_none());
         assert_eq!(unescape(r"a\134b\"), r"a\b\");
+    }
+
+    #[test]
+    fn links_are_resolved_to_what_the_kernel_shows() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().canonicalize().expect("resolved");
+        std::fs::create_dir(root.join("real")).expect("made");
+        std::os::unix::fs::symlink("real", root.join("link")).expect("linked");
+        std::os::unix::fs::symlink(root.join("link"), root.join("again")).expect("linked");
+        std::os::unix::fs::symlink("loop", root.join("loop")).expect("linked");
+        for (path, expected) in
+            [("real", "real"), ("link", "real"), ("again", "real"), ("no", "no")]
+        {
+            assert_eq!(resolved(&root.join(path)), root.join(expected), "{path}");
+        }
+        // A loop is left as it is, and costs a bounded number of looks.
+        assert!(resolved(&root.join("loop")).starts_with(&root));
     }
 
     #[test]

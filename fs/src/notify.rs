@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 use isotope_proto::id::Ino;
@@ -16,6 +17,9 @@ use crate::tree::Stale;
 /// Folders that may wait at once without holding up the others; changes in a folder end within
 /// their deadline of two seconds.
 const THREADS: usize = 8;
+
+/// As long as a change of the namespace may take.
+const TELL_MAX: Duration = Duration::from_secs(2);
 
 /// An offset below zero leaves an inode's pages alone (`fuse_lowlevel.h`, inval_inode).
 const ATTRIBUTES_ONLY: i64 = -1;
@@ -68,6 +72,23 @@ impl Notifications {
             queues.waiting.entry(queue).or_default().insert(what);
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Returns once the kernel has been told what was waiting about a folder, or after a while: a
+    /// slow change in that folder holds the kernel's lock on it.
+    pub(crate) fn wait_until_told(&self, folder: Ino) {
+        let deadline = Instant::now() + TELL_MAX;
+        let mut queues = self.lock();
+        while !queues.closed
+            && (queues.waiting.contains_key(&folder) || queues.busy.contains(&folder))
+        {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.shared.changed.wait_timeout(queues, left);
+            queues = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Starts the threads; before that nothing is cached and what was left is dropped.

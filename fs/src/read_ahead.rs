@@ -29,7 +29,6 @@ pub(crate) struct Window {
     /// One past the furthest byte of the sequential run.
     end: u64,
     run_bytes: u64,
-    blocks: u64,
 }
 
 impl Window {
@@ -47,9 +46,10 @@ impl Window {
         }
         let needed = start / BLOCK_BYTES..=(start + len - 1) / BLOCK_BYTES;
         // Doubles with each block consumed, as mountpoint-s3's does.
-        let consumed = self.run_bytes / BLOCK_BYTES;
-        self.blocks = (1 << consumed.min(8)).clamp(1, WINDOW_BLOCKS_MAX);
-        Plan::Blocks { ahead_to: *needed.end() + self.blocks, needed }
+        let consumed = u32::try_from(self.run_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
+        let window =
+            1_u64.checked_shl(consumed).map_or(WINDOW_BLOCKS_MAX, |it| it.min(WINDOW_BLOCKS_MAX));
+        Plan::Blocks { ahead_to: *needed.end() + window, needed }
     }
 }
 

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use isotope_proto::pb::content_service_client::ContentServiceClient;
-use isotope_proto::pb::{ReadChunk, ReadRequest};
+use isotope_proto::pb::stage_service_client::StageServiceClient;
+use isotope_proto::pb::{ReadChunk, ReadRequest, StageReply, StageRequest};
 use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 use tracing::debug;
@@ -21,6 +23,8 @@ use crate::replicas::{Health, Route};
 /// A host that sends nothing for so long has failed this attempt.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// An agent makes the staged file before it answers.
+const STAGE_OPEN_MAX: Duration = Duration::from_secs(10);
 /// Between two rounds over all replicas.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
 /// HTTP/2 windows and frames; the receiver's frame size is the one in force.
@@ -81,6 +85,24 @@ impl Hosts {
         let stream =
             timeout(SILENCE_MAX, client.read(request)).await.map_err(|_| silent(route))??;
         Ok(stream.into_inner())
+    }
+
+    /// Opens the stream on which a file is stored.
+    pub(crate) async fn stage(
+        &self,
+        address: &str,
+        requests: ReceiverStream<StageRequest>,
+    ) -> Result<Streaming<StageReply>, FsError> {
+        let mut client = StageServiceClient::new(self.channel(address)?);
+        let opened = timeout(STAGE_OPEN_MAX, client.stage(requests)).await;
+        let opened = opened.map_err(|_| FsError::TimedOut)?.map_err(Refusal::from);
+        Ok(opened
+            .map_err(|refusal| match refusal.reason {
+                // Not the catalogue: the host that was to store it.
+                Reason::Unavailable => FsError::Unreachable(refusal.text),
+                _ => refusal.into(),
+            })?
+            .into_inner())
     }
 
     /// The next piece of an opened range; `None` at its end.

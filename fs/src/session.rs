@@ -81,6 +81,11 @@ impl Mounted {
         if tokio::time::timeout(JOIN_MAX, &mut self.ended).await.is_err() {
             warn!(mountpoint = %self.path.display(), "files were open in the mount; they are cut off");
         }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
         self.notifications.close();
     }
 }

@@ -54,6 +54,8 @@ pub struct FolderNode {
     pub parent: Ino,
     /// Folders directly in it: each adds a link, its `..`.
     pub subfolders: u32,
+    /// False once it was removed, while somebody has it open.
+    pub listed: bool,
     by_name: HashMap<EntryName, EntryId>,
     /// In the order of ids, which is that of readdir's cookies.
     by_id: BTreeMap<EntryId, (EntryName, Ino)>,
@@ -107,6 +109,7 @@ impl FolderNode {
             changed: folder.changed,
             parent: Ino::ROOT,
             subfolders: 0,
+            listed: true,
             by_name: HashMap::new(),
             by_id: BTreeMap::new(),
         }
@@ -131,20 +134,6 @@ impl FolderNode {
 }
 
 impl ImageNode {
-    /// What the kernel is shown where there is nothing.
-    pub fn absent() -> Self {
-        Self {
-            id: ImageId::from_bytes([0; 16]),
-            size_bytes: 0,
-            mode: 0,
-            links: 0,
-            created: Timestamp(0),
-            modified: Timestamp(0),
-            changed: Timestamp(0),
-            volumes: Box::default(),
-        }
-    }
-
     fn new(image: &Image) -> Self {
         Self {
             id: image.id,
@@ -180,6 +169,17 @@ impl Tree {
             Some(Inode::Folder(folder)) => Some(folder),
             Some(Inode::Image(_)) | None => None,
         }
+    }
+
+    /// A name that leads to an image: looks through all folders, for images do not know theirs.
+    pub fn name_of(&self, image: Ino) -> Option<(Ino, EntryName)> {
+        self.inodes.iter().find_map(|(&folder, inode)| match inode {
+            Inode::Folder(it) => {
+                let named = it.names().find(|(_, ino)| *ino == image)?;
+                Some((folder, named.0.clone()))
+            }
+            Inode::Image(_) => None,
+        })
     }
 
     pub fn inode_count(&self) -> u64 {
@@ -265,7 +265,11 @@ impl Tree {
     fn folder_edit(&mut self, edit: &Edit<Folder>, effects: &mut Effects) {
         let ino = edit.subject().ino;
         match edit.after() {
-            None => effects.gone.extend(self.inodes.remove(&ino).map(|inode| (ino, inode))),
+            None => {
+                effects.gone.extend(self.inodes.remove(&ino).map(|inode| (ino, inode)));
+                // Its link count, for whoever has it open.
+                effects.stale.push(Stale::Listing(ino));
+            }
             Some(folder) => match self.inodes.entry(ino) {
                 Slot::Vacant(slot) => {
                     slot.insert(Inode::Folder(Box::new(FolderNode::new(folder))));
@@ -285,7 +289,10 @@ impl Tree {
     fn image_edit(&mut self, edit: &Edit<Image>, effects: &mut Effects) {
         let ino = edit.subject().ino;
         match edit.after() {
-            None => effects.gone.extend(self.inodes.remove(&ino).map(|inode| (ino, inode))),
+            None => {
+                effects.gone.extend(self.inodes.remove(&ino).map(|inode| (ino, inode)));
+                effects.stale.push(Stale::Attributes(ino));
+            }
             Some(image) => {
                 let mut node = ImageNode::new(image);
                 if let Some(Inode::Image(before)) = self.inodes.get(&ino) {
@@ -369,8 +376,9 @@ impl Tree {
         let same_life = self.position.incarnation == new.position.incarnation;
         let mut effects = Effects::default();
         for (&ino, inode) in &self.inodes {
-            let successor = new.inodes.get(&ino).filter(|_| same_life);
-            if successor == Some(inode) {
+            // The root is the same in every life, and so is what the kernel keeps under it.
+            let successor = new.inodes.get(&ino).filter(|_| same_life || ino == Ino::ROOT);
+            if same_life && successor == Some(inode) {
                 continue;
             }
             effects.stale.push(match inode {
@@ -386,7 +394,7 @@ impl Tree {
                 Some(Inode::Image(_)) | None => None,
             };
             let lost = before.by_id.values().filter(|(name, ino)| {
-                after.and_then(|after| after.child(name.as_str())) != Some(*ino)
+                !same_life || after.and_then(|after| after.child(name.as_str())) != Some(*ino)
             });
             // Names that are new may be cached as absent.
             let gained = after.into_iter().flat_map(|after| after.by_id.values());
@@ -414,6 +422,7 @@ impl Effects {
 
 #[cfg(test)]
 mod tests {
+    use isotope_proto::cluster::Access;
     use isotope_proto::id::ContentId;
     use isotope_proto::image::{ImageFormat, Os};
 
@@ -556,7 +565,12 @@ mod tests {
         // Another incarnation's numbers mean other things.
         let mut reborn = tree();
         reborn.position.incarnation = Incarnation::from_bytes([2; 16]);
-        assert_eq!(old.outdated_by(&reborn).1.len(), 4);
+        reborn.load(Record::Entry(entry(9, 1, "appeared", 10)));
+        let (stale, gone) = old.outdated_by(&reborn);
+        assert_eq!(gone.len(), 3, "all but the root");
+        for (folder, known) in [(1, "linux"), (1, "windows"), (2, "a.iso"), (1, "appeared")] {
+            assert!(stale.contains(&name(folder, known)), "{known}");
+        }
         assert_ne!(old.generation(), reborn.generation());
     }
 
@@ -565,8 +579,13 @@ mod tests {
         let mut tree = tree();
         let online = |id, filesystem: &str| {
             let filesystem = filesystem.to_owned();
-            let space =
-                Space { filesystem, capacity_bytes: 100, free_bytes: 40, available_bytes: 30 };
+            let space = Space {
+                filesystem,
+                capacity_bytes: 100,
+                free_bytes: 40,
+                available_bytes: 30,
+                access: Access::ReadWrite,
+            };
             (VolumeId::from_bytes([id; 16]), VolumeState::Online(space))
         };
         let offline = (VolumeId::from_bytes([9; 16]), VolumeState::Offline("gone".to_owned()));

@@ -44,6 +44,14 @@ pub struct Space {
     pub free_bytes: u64,
     /// Of these, what others than root may use.
     pub available_bytes: u64,
+    pub access: Access,
+}
+
+/// What can be done with a volume's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    ReadWrite,
+    ReadOnly,
 }
 
 /// Whether a volume can be used now.

@@ -84,6 +84,10 @@ uuid_ids! {
     ContentId;
     /// One intended change; asked for twice, it is made once.
     RequestId;
+    /// One file being written.
+    UploadId;
+    /// One life of one mount.
+    SessionId;
     /// One life of a catalogue: a restore or rebuild begins another.
     Incarnation;
     /// One run of one scan.

@@ -11,6 +11,7 @@ pub mod refusal;
 pub mod report;
 pub mod time;
 pub mod tree;
+pub mod upload;
 pub mod wire;
 
 /// Messages and services as generated from `isotope/v1/*.proto`.

@@ -58,6 +58,15 @@ refusals! {
     Replaced, "REPLACED", FailedPrecondition;
     /// The range lies past the end.
     OutOfRange, "OUT_OF_RANGE", OutOfRange;
+    /// No room on the volume, or on any.
+    NoSpace, "NO_SPACE", ResourceExhausted;
+    /// The volume cannot be written to.
+    ReadOnly, "READ_ONLY", FailedPrecondition;
+    QuotaExceeded, "QUOTA_EXCEEDED", ResourceExhausted;
+    /// Larger than the volume's file system can hold in one file.
+    TooLarge, "TOO_LARGE", OutOfRange;
+    /// Somebody else is writing it, or has it open.
+    InUse, "IN_USE", FailedPrecondition;
     /// A limit is reached; later it may work.
     Busy, "BUSY", ResourceExhausted;
     /// The part that would do it cannot be reached or is stopping.

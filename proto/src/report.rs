@@ -58,6 +58,10 @@ pub struct FileChange {
 /// Most changes in one report: bounds a message (about 1 KiB each) and a transaction.
 pub const FILE_CHANGES_MAX: usize = 500;
 
+/// Most bytes of paths in the message that ends an introduction: it stays below the 4 MiB that the
+/// catalogue takes in one message, and holds some 70,000 files.
+pub const EVERYTHING_BYTES_MAX: usize = 3 << 20;
+
 /// How one scan of one volume ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScanOutcome {

@@ -46,10 +46,18 @@ pub struct Place {
     pub name: EntryName,
 }
 
+/// What somebody sets on a folder or an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attributes {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    pub modified: Option<Timestamp>,
+}
+
 /// What a rename does with an entry already at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameMode {
-    /// An empty folder gives way to a folder; an image never yet.
+    /// An empty folder gives way to a folder, an image to an image.
     Replace,
     NoReplace,
 }

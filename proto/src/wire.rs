@@ -4,9 +4,11 @@
 mod change;
 mod cluster;
 mod tree;
+mod upload;
 
 pub use change::{decode_change, encode_change};
 pub use tree::{decode_image, encode_image};
+pub use upload::{publish_request, published_attributes};
 
 use prost_types::Timestamp as PbTimestamp;
 

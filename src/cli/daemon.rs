@@ -11,10 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Uri;
 use tracing::{info, warn};
 
-use crate::exit::Usage;
-
-/// As a shell reports a program that was interrupted.
-const INTERRUPTED: i32 = 130;
+use crate::exit::{INTERRUPTED, Usage};
 
 /// Cancelled by the first SIGINT or SIGTERM; a second one ends the process at once.
 pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
@@ -30,7 +27,7 @@ pub(super) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
             }
             info!("{ask}");
             if stopping.is_cancelled() {
-                std::process::exit(INTERRUPTED);
+                std::process::exit(INTERRUPTED.into());
             }
             stopping.cancel();
         }

@@ -13,8 +13,11 @@ use isotope_proto::image::Image;
 use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
 
-use super::Context;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::{Context, daemon};
 use crate::client::Status;
+use crate::exit::Interrupted;
 use crate::output;
 
 /// Rounds over all replicas before giving up.
@@ -53,8 +56,15 @@ pub(super) async fn cmd_get(args: &GetArgs, context: &Context) -> anyhow::Result
         return Err(Refusal::new(Reason::Exists, text).into());
     }
     let partial = Partial::create(&target)?;
-    copy(&image, &routes, &mut &partial.file, &bar).await?;
-    partial.publish(&target)?;
+    let stop = daemon::stop_on_signal()?;
+    let mut file = &partial.file;
+    tokio::select! {
+        copied = copy(&image, &routes, &mut file, &bar) => copied?,
+        () = stop.cancelled() => return Err(Interrupted.into()),
+    }
+    // What came there meanwhile is not replaced unasked.
+    let flags = if args.force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+    partial.publish(&target, flags)?;
     bar.finish_and_clear();
     Ok(())
 }
@@ -74,8 +84,9 @@ impl Partial {
         Ok(Self { path, file })
     }
 
-    fn publish(self, target: &Path) -> anyhow::Result<()> {
-        let done = self.file.sync_all().and_then(|()| fs::rename(&self.path, target));
+    fn publish(self, target: &Path, flags: RenameFlags) -> anyhow::Result<()> {
+        let rename = || Ok(renameat_with(CWD, &self.path, CWD, target, flags)?);
+        let done = self.file.sync_all().and_then(|()| rename());
         done.with_context(|| format!("cannot write {}", target.display()))
     }
 }

@@ -1,10 +1,9 @@
 //! `isotope ls`.
 
 use clap::Args;
-use isotope_proto::refusal::Refusal;
 
 use super::Context;
-use crate::client::{Item, ItemKind, library_path};
+use crate::client::{Item, ItemKind, library_path, next};
 use crate::output::{self, Format};
 
 /// List a folder of the library
@@ -22,7 +21,7 @@ pub(super) async fn cmd_ls(args: &LsArgs, context: &Context) -> anyhow::Result<(
     let mut client = context.connect().await?;
     let mut listing = client.list(&library_path(&args.path)?, 1).await?;
     let mut rows = Vec::new();
-    while let Some(it) = listing.message().await.map_err(Refusal::from)? {
+    while let Some(it) = next(&mut listing).await? {
         let item = Item::try_from(it)?;
         match (context.format, args.long) {
             (Format::Json, _) => output::json(&item.to_json()),

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use clap::Args;
-use isotope_fs::{Mount, Owner};
+use isotope_fs::{Mount, Owner, resolved};
 use tokio::sync::oneshot;
 
 use super::{Context, daemon};
@@ -21,17 +20,6 @@ pub(super) struct MountArgs {
     /// The catalogue to show [default: --server, or catalog.url of the configuration]
     #[arg(long, value_name = "URL")]
     catalog: Option<String>,
-}
-
-/// The mount point with its parent resolved; the directory itself may be a dead mount and is not
-/// touched.
-pub(super) fn absolute(dir: &Path) -> anyhow::Result<PathBuf> {
-    let dir = std::path::absolute(dir).context("finding the current directory")?;
-    let resolved = match (dir.parent().map(Path::canonicalize), dir.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => dir,
-    };
-    Ok(resolved)
 }
 
 pub(super) fn config(
@@ -52,7 +40,7 @@ pub(super) fn config(
 
 pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Result<()> {
     let settings = &context.settings;
-    let mountpoint = absolute(args.dir.as_deref().unwrap_or(&settings.mount.dir))?;
+    let mountpoint = resolved(args.dir.as_deref().unwrap_or(&settings.mount.dir));
     let catalog = args.catalog.as_deref().unwrap_or(&context.server);
     let mount = Mount::build(config(&mountpoint, catalog, settings)?)?;
     let stop = daemon::stop_on_signal()?;

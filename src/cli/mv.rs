@@ -1,12 +1,11 @@
 //! `isotope mv`.
 
 use clap::Args;
-use isotope_proto::name::LibraryPath;
-use isotope_proto::pb::{self, stat_request::Target};
-use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::pb;
+use isotope_proto::refusal::Refusal;
 
 use super::Context;
-use crate::client::{Client, library_path, limited, place, request_id};
+use crate::client::{library_path, limited, place, request_id};
 use crate::exit::Usage;
 
 /// Rename a folder or image, or move several into a folder; no byte is moved
@@ -21,7 +20,7 @@ pub(super) async fn cmd_mv(args: &MvArgs, context: &Context) -> anyhow::Result<(
     let (target, sources) = args.paths.split_last().expect("clap asks for two");
     let target = library_path(target)?;
     let mut client = context.connect().await?;
-    let into = is_folder(&mut client, &target).await?;
+    let into = client.find(&target).await?.is_some_and(|item| item.is_folder());
     if sources.len() > 1 && !into {
         return Err(Usage(format!("{target} is no folder to move several into")).into());
     }
@@ -39,14 +38,4 @@ pub(super) async fn cmd_mv(args: &MvArgs, context: &Context) -> anyhow::Result<(
         client.library.rename(limited(request)).await.map_err(Refusal::from)?;
     }
     Ok(())
-}
-
-async fn is_folder(client: &mut Client, path: &LibraryPath) -> anyhow::Result<bool> {
-    match client.stat(Target::Path(path.to_string())).await {
-        Ok(item) => Ok(item.is_folder()),
-        Err(error) => match error.downcast_ref::<Refusal>() {
-            Some(Refusal { reason: Reason::NotFound, .. }) => Ok(false),
-            _ => Err(error),
-        },
-    }
 }

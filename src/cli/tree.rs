@@ -1,10 +1,9 @@
 //! `isotope tree`.
 
 use clap::Args;
-use isotope_proto::refusal::Refusal;
 
 use super::{Context, ls};
-use crate::client::{Item, ItemKind, library_path};
+use crate::client::{Item, ItemKind, library_path, next};
 use crate::output::{self, Format};
 
 /// Show everything below a folder as a tree
@@ -23,7 +22,7 @@ pub(super) async fn cmd_tree(args: &TreeArgs, context: &Context) -> anyhow::Resu
     let mut client = context.connect().await?;
     let mut listing = client.list(&path, args.depth).await?;
     let mut items = Vec::new();
-    while let Some(it) = listing.message().await.map_err(Refusal::from)? {
+    while let Some(it) = next(&mut listing).await? {
         let item = Item::try_from(it)?;
         match context.format {
             Format::Json => output::json(&item.to_json()),

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use isotope_agent::{Agent, PoolDir};
 use isotope_catalog::Catalog;
-use isotope_fs::Mount;
+use isotope_fs::{Mount, resolved};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -51,19 +51,21 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
     let insecure = args.insecure || settings.insecure;
     let catalog_args =
         serve::CatalogArgs { listen: args.listen, state: Some(state.clone()), insecure };
-    let mountpoint = mount::absolute(args.mount.as_deref().unwrap_or(&settings.mount.dir))?;
+    let mountpoint = resolved(args.mount.as_deref().unwrap_or(&settings.mount.dir));
     let mut agent_args = serve::AgentArgs {
         pool: args.pool,
         catalog: None,
         listen: args.agent_listen,
         advertise: None,
-        state: Some(state),
+        state: Some(state.clone()),
         name: args.name,
         insecure,
     };
-    for pool in agent_args.pools(settings)? {
-        check_apart(&pool, &mountpoint)?;
+    let pools = agent_args.pools(settings)?;
+    for pool in &pools {
+        check_apart(pool, &mountpoint)?;
     }
+    isotope_agent::check_pools(&pools, &state)?;
 
     let stop = daemon::stop_on_signal()?;
     let mount_config = |url: String| mount::config(&mountpoint, &url, settings);

@@ -36,6 +36,7 @@ fn pools_that_cannot_be_used() {
     let missing = world.path("missing");
     up_refuses(&world, text(&missing), mount, 3, "does not exist; make it, or correct --pool");
     assert!(!missing.exists());
+    assert!(!world.path("state").exists(), "nothing was made");
     let file = world.path("file");
     fs::write(&file, "").expect("written");
     up_refuses(&world, text(&file), mount, 1, "is not a directory");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{World, pattern, text, write_image};
+use crate::harness::{World, holds, pattern, text, write_image};
 
 fn stdout(output: &std::process::Output) -> String {
     assert!(output.status.success(), "{output:?}");
@@ -58,7 +58,7 @@ fn the_library_can_be_used_from_a_shell() {
     // Downloads are whole, and overwrite nothing unasked.
     let target = world.path("got.img");
     assert_eq!(code(&["get", &id, text(&target)]), Some(0));
-    assert_eq!(fs::read(&target).expect("there"), pattern("tools/memtest.img", 300_000));
+    holds(&target, &pattern("tools/memtest.img", 300_000));
     assert_eq!(code(&["get", &id, text(&target)]), Some(4));
     assert_eq!(code(&["get", "--force", &id, text(&target)]), Some(0));
     assert_eq!(run(&["get", &id, "-"]).stdout, pattern("tools/memtest.img", 300_000));
@@ -135,4 +135,39 @@ fn the_configuration_is_layered_and_mistakes_are_named() {
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(told.contains("isotope.toml:3") && told.contains("lissten"), "{told}");
     assert_eq!(world.run(&["ls"]).status.code(), Some(2), "no command runs on a broken one");
+}
+
+#[test]
+fn files_are_stored_and_deleted_from_a_shell() {
+    let world = World::new();
+    let pools = [world.pool("fast", &[]), world.pool("slow", &[])];
+    let (_up, url, mount) = world.up(&[&pools[0], &pools[1]]);
+    let code = |args: &[&str]| {
+        let mut all = vec!["--server", &url];
+        all.extend(args);
+        world.run(&all).status.code()
+    };
+    let source = world.path("tool.iso");
+    fs::write(&source, pattern("tool", 3_000_001)).expect("written");
+    assert_eq!(code(&["put", text(&source), "/linux"]), Some(0));
+    holds(mount.join("linux/tool.iso"), &pattern("tool", 3_000_001));
+    assert_eq!(code(&["put", text(&source), "/linux"]), Some(4), "it exists");
+    assert_eq!(code(&["put", "--force", text(&source), "/linux"]), Some(0));
+    assert_eq!(code(&["put", "--pool", "slow", text(&source), "/other/named.iso"]), Some(0));
+    crate::harness::eventually("it is in the pool asked for", || {
+        pools[1].join("iso/named.iso").exists()
+    });
+    assert_eq!(code(&["put", "--pool", "none", text(&source), "/other/x.iso"]), Some(3));
+    assert_eq!(code(&["put", text(&source), text(&source), "/other/named.iso"]), Some(2));
+    assert_eq!(code(&["put", text(&mount), "/other"]), Some(2));
+    assert_eq!(code(&["put", text(&source), "/nowhere/x.iso"]), Some(3));
+    assert_eq!(world.json(&url, &["status"])["images"], 2);
+
+    assert_eq!(code(&["rm", "/linux/tool.iso", "/other/named.iso"]), Some(0));
+    assert_eq!(code(&["rm", "/linux/tool.iso"]), Some(3));
+    assert_eq!(code(&["rm", "/linux"]), Some(4));
+    let trash = world.run(&["--server", &url, "--json", "trash", "ls"]);
+    let listed = String::from_utf8(trash.stdout).expect("text");
+    assert_eq!(listed.lines().count(), 3, "the replaced one, too: {listed}");
+    assert_eq!(world.json(&url, &["status"])["images"], 0);
 }

@@ -295,6 +295,20 @@ pub(crate) fn pattern(seed: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// A file holds just these bytes; says how it differs, and not with all of them.
+#[track_caller]
+pub(crate) fn holds(path: impl AsRef<Path>, expected: &[u8]) {
+    let path = path.as_ref();
+    let found = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    same_bytes(&found, expected);
+}
+
+#[track_caller]
+pub(crate) fn same_bytes(found: &[u8], expected: &[u8]) {
+    let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!((found.len(), differs), (expected.len(), None), "length, first difference");
+}
+
 /// Waits until something is so; says what was expected when it never is.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;

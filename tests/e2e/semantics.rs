@@ -6,16 +6,18 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use libc::*;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::Signal;
 
-use crate::harness::{SOON, World, errno, eventually, pattern, walk, write_image};
+use crate::harness::{
+    SOON, World, errno, eventually, holds, pattern, same_bytes, walk, write_image,
+};
 
 #[test]
-fn names_are_utf8_without_control_characters() {
+fn names_are_utf_8_without_control_characters() {
     let world = World::new();
     let (_up, _, mount) = world.up(&[]);
     for name in
@@ -75,17 +77,17 @@ fn a_rename_moves_no_bytes() {
     assert_eq!(fs::metadata(&to).expect("there").ino(), number);
     assert_eq!(on_disk(), before);
     assert_eq!(errno(fs::metadata(&from)), ENOENT);
-    assert_eq!(fs::read(&to).expect("read"), pattern("debian-12.iso", 300_000));
+    holds(&to, &pattern("debian-12.iso", 300_000));
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut open, &mut bytes).expect("what was open reads on");
-    assert_eq!(bytes, pattern("debian-12.iso", 300_000));
+    same_bytes(&bytes, &pattern("debian-12.iso", 300_000));
 }
 
 #[test]
-fn a_rename_replaces_nothing_but_an_empty_folder() {
+fn a_rename_replaces_its_like() {
     let world = World::new();
     let pool = world.pool("isos", &["a.iso", "b.iso"]);
-    let (_up, _, mount) = world.up(&[&pool]);
+    let (_up, url, mount) = world.up(&[&pool]);
     let at = |name: &str| mount.join(name);
     for name in ["x", "empty", "full", "full/child"] {
         fs::create_dir(at(name)).expect("made");
@@ -94,7 +96,6 @@ fn a_rename_replaces_nothing_but_an_empty_folder() {
         ("x", "full", ENOTEMPTY),
         ("x", "other/a.iso", ENOTDIR),
         ("other/a.iso", "x", EISDIR),
-        ("other/a.iso", "other/b.iso", EPERM),
         ("full", "full/child/below", EINVAL),
         ("nothing", "x", ENOENT),
     ] {
@@ -108,27 +109,212 @@ fn a_rename_replaces_nothing_but_an_empty_folder() {
     fs::rename(at("x"), at("empty")).expect("an empty folder gives way");
     assert!(!at("x").exists());
     fs::rename(at("empty"), at("empty")).expect("onto itself changes nothing");
-    let exchange = renameat_with(CWD, at("empty"), CWD, at("full"), RenameFlags::EXCHANGE)
-        .map_err(io::Error::from);
-    assert_eq!(errno(exchange), EINVAL);
+    let exchange = renameat_with(CWD, at("empty"), CWD, at("full"), RenameFlags::EXCHANGE);
+    assert_eq!(errno(exchange.map_err(io::Error::from)), EINVAL);
+
+    // An image gives way to an image, and can be had back; whoever reads it reads on.
+    let open = File::open(at("other/b.iso")).expect("opened");
+    fs::rename(at("other/a.iso"), at("other/b.iso")).expect("replaced");
+    holds(at("other/b.iso"), &pattern("a.iso", 300_000));
+    let mut bytes = vec![0; 300_000];
+    open.read_exact_at(&mut bytes, 0).expect("read");
+    same_bytes(&bytes, &pattern("b.iso", 300_000));
+    let trashed = world.json(&url, &["trash", "ls"]);
+    assert_eq!(trashed["paths"][0], "/other/b.iso");
 }
 
 #[test]
-fn images_are_read_only() {
+fn a_finished_image_is_not_changed_in_place() {
     let world = World::new();
     let pool = world.pool("isos", &["a.iso"]);
     let (_up, _, mount) = world.up(&[&pool]);
     let image = mount.join("other/a.iso");
-    assert_eq!(errno(File::create(mount.join("other/new.iso"))), EROFS);
-    assert_eq!(errno(File::options().write(true).open(&image)), EPERM);
-    assert_eq!(errno(File::options().append(true).open(&image)), EPERM);
-    assert_eq!(errno(fs::remove_file(&image)), EPERM);
+    let whole = pattern("a.iso", 300_000);
+    let writer = File::options().write(true).open(&image).expect("an open tells nothing");
+    assert_eq!(errno(writer.write_at(b"x", 0)), EPERM);
+    assert_eq!(errno(writer.set_len(5)), EPERM);
+    drop(writer);
+    let appender = File::options().append(true).open(&image).expect("opened");
+    assert_eq!(errno(io::Write::write(&mut &appender, b"x")), EPERM);
+    drop(appender);
+    let by_path = File::options().write(true).open(&image).and_then(|it| it.set_len(10));
+    assert_eq!(errno(by_path), EPERM);
     assert_eq!(errno(fs::hard_link(&image, mount.join("other/b.iso"))), EPERM);
     assert_eq!(errno(std::os::unix::fs::symlink("a.iso", mount.join("other/l.iso"))), EPERM);
-    assert_eq!(errno(fs::set_permissions(&image, Permissions::from_mode(0o600))), EPERM);
     assert_eq!(errno(std::os::unix::fs::chown(&image, Some(1), None)), EPERM);
-    assert_eq!(fs::read(&image).expect("intact"), pattern("a.iso", 300_000));
-    assert_eq!(walk(&mount), ["linux/", "other/", "other/a.iso", "windows/"]);
+    holds(&image, &whole);
+
+    // Truncated on opening it is replaced, unless it is being read here.
+    let reader = File::open(&image).expect("opened");
+    assert_eq!(errno(File::create(&image)), ETXTBSY);
+    drop(reader);
+    eventually("the reader has left", || fs::write(&image, b"new").is_ok());
+    holds(&image, b"new");
+    // Mode and times are its owner's to set.
+    fs::set_permissions(&image, Permissions::from_mode(0o600)).expect("set");
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let writer = File::options().write(true).open(&image).expect("opened");
+    writer.set_modified(then).expect("set");
+    drop(writer);
+    let meta = fs::metadata(&image).expect("there");
+    assert_eq!((meta.mode() & 0o7777, meta.modified().expect("a time")), (0o600, then));
+}
+
+#[test]
+fn a_file_appears_whole_when_it_is_closed() {
+    let world = World::new();
+    let pool = world.pool("isos", &[]);
+    let (_up, url, mount) = world.up(&[&pool]);
+    let (_second, second) = world.mount("second", &url);
+    let path = mount.join("linux/new.iso");
+    let mut file = File::create(&path).expect("made");
+    // Out of order, with a hole.
+    file.write_all_at(b"tail", 3_000_000).expect("written");
+    file.write_all_at(&pattern("head", 1_000_000), 0).expect("written");
+    file.sync_all().expect("synced");
+    assert_eq!(file.metadata().expect("shown to its writer").len(), 3_000_004);
+    assert!(walk(&mount).contains(&"linux/new.iso".to_owned()));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!second.join("linux/new.iso").exists(), "nobody else sees it");
+    assert_eq!(walk(&pool.join("iso")), Vec::<String>::new(), "nor does the pool");
+    assert_eq!(errno(fs::remove_dir(mount.join("linux"))), ENOTEMPTY);
+    assert_eq!(errno(File::create(second.join("linux/new.iso"))), EBUSY, "one writer a name");
+    io::Write::flush(&mut file).expect("flushed");
+    drop(file);
+    let mut expected = pattern("head", 1_000_000);
+    expected.resize(3_000_000, 0);
+    expected.extend_from_slice(b"tail");
+    holds(&path, &expected);
+    eventually("it is in the other mount", || second.join("linux/new.iso").is_file());
+    holds(second.join("linux/new.iso"), &expected);
+    eventually("it lies in its pool", || {
+        fs::read(pool.join("iso/new.iso")).is_ok_and(|bytes| bytes == expected)
+    });
+    // A scan finds nothing new in it.
+    assert_eq!(world.json(&url, &["scan"])["discovered"], 0);
+}
+
+#[test]
+fn tools_can_store_what_they_make() {
+    let world = World::new();
+    let pool = world.pool("isos", &[]);
+    let (_up, _, mount) = world.up(&[&pool]);
+    let bytes = pattern("source", 5_000_001);
+    fs::write(world.path("source"), &bytes).expect("written");
+    fs::create_dir_all(world.path("tree/sub")).expect("made");
+    for n in 0..40 {
+        fs::write(world.path("tree/sub").join(format!("{n}.iso")), &bytes[..n * 100 + 1])
+            .expect("written");
+    }
+    let shell = |script: &str| {
+        let done = std::process::Command::new("timeout")
+            .args(["60", "bash", "-ec", script])
+            .env("S", world.path("source"))
+            .env("T", world.path("tree"))
+            .env("M", &mount)
+            .output()
+            .expect("bash runs");
+        assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    for (script, name) in [
+        ("cp $S $M/cp.iso", "cp.iso"),
+        ("cp -p $S $M/cpp.iso", "cpp.iso"),
+        ("cat $S > $M/cat.iso", "cat.iso"),
+        ("cat < $S | cat > $M/pipe.iso", "pipe.iso"),
+        ("dd if=$S of=$M/dd.iso bs=77777 status=none", "dd.iso"),
+        ("dd if=$S of=$M/sync.iso bs=1M conv=fsync status=none", "sync.iso"),
+        ("(cat $S) > $M/sub.iso", "sub.iso"),
+        ("cp $S $M/.tmp.iso && mv $M/.tmp.iso $M/renamed.iso", "renamed.iso"),
+        ("install -m 600 $S $M/installed.iso", "installed.iso"),
+        ("cp $S $M/over.iso; echo x > $M/over.iso; cp $S $M/over.iso", "over.iso"),
+    ] {
+        shell(script);
+        assert!(fs::read(mount.join(name)).expect(name) == bytes, "{script}");
+    }
+    shell("tar -C $T -cf - sub | tar -C $M -xf -");
+    shell("cp -r $T/sub $M/copied");
+    shell("touch $M/touched.iso && test -f $M/touched.iso && test ! -s $M/touched.iso");
+    for n in 0..40 {
+        for folder in ["sub", "copied"] {
+            let stored = fs::read(mount.join(folder).join(format!("{n}.iso"))).expect("stored");
+            assert!(stored == bytes[..n * 100 + 1], "{folder}/{n}");
+        }
+    }
+    shell(
+        "mkdir $M/made && xorriso -as mkisofs -quiet -o $M/made/x.iso $T 2>/dev/null && xorriso -indev $M/made/x.iso -find / -name 7.iso 2>/dev/null | grep -q 7.iso",
+    );
+}
+
+#[test]
+fn a_write_that_is_cut_short_leaves_nothing() {
+    let world = World::new();
+    let pool = world.pool("isos", &[]);
+    let (_up, url, mount) = world.up(&[&pool]);
+    let target = mount.join("half.iso");
+    let script = |script: &str| {
+        let done = std::process::Command::new("timeout")
+            .args(["60", "bash", "-c", script])
+            .env("F", &target)
+            .output();
+        done.expect("bash runs");
+    };
+    for what in [
+        // The writer is killed, interrupted, or fails.
+        "(exec >$F; head -c 500000 /dev/zero; kill -9 $BASHPID)",
+        "(exec >$F; head -c 500000 /dev/zero; kill -TERM $BASHPID)",
+        "python3 -c 'import os,sys; f=os.open(sys.argv[1],os.O_CREAT|os.O_WRONLY); os.write(f,b\"x\"*500000); os._exit(3)' $F",
+        "timeout -s KILL 1 dd if=/dev/zero of=$F bs=1M",
+    ] {
+        script(what);
+        eventually("nothing of it is left", || !target.exists());
+        assert_eq!(walk(&mount), ["linux/", "other/", "windows/"], "{what}");
+    }
+    // A clean exit without a close is a close.
+    script(
+        "python3 -c 'import os,sys; f=os.open(sys.argv[1],os.O_CREAT|os.O_WRONLY); os.write(f,b\"x\"*5); os._exit(0)' $F",
+    );
+    holds(&target, b"xxxxx");
+    // A child goes on writing after its opener has closed.
+    fs::remove_file(&target).expect("removed");
+    script("exec 3>$F; (sleep 0.3; echo late >&3) & exec 3>&-; wait");
+    eventually("the child's bytes", || fs::read(&target).is_ok_and(|bytes| bytes == b"late\n"));
+    eventually("the space is free again", || {
+        let staging = pool.join(".isotope/staging");
+        walk(&staging).iter().all(|it| it.ends_with('/'))
+    });
+    assert_eq!(world.json(&url, &["status"])["images"], 1);
+}
+
+#[test]
+fn deleting_can_be_undone() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    let (_up, url, mount) = world.up(&[&pool]);
+    let path = mount.join("other/a.iso");
+    let open = File::open(&path).expect("opened");
+    fs::remove_file(&path).expect("removed");
+    assert_eq!(errno(fs::metadata(&path)), ENOENT);
+    eventually("it has left its place", || !pool.join("iso/a.iso").exists());
+    let mut bytes = vec![0; 300_000];
+    open.read_exact_at(&mut bytes, 0).expect("whoever has it open reads on");
+    same_bytes(&bytes, &pattern("a.iso", 300_000));
+    assert_eq!(open.metadata().expect("attributes").nlink(), 0);
+    // Its file brings nothing back.
+    assert_eq!(world.json(&url, &["scan"])["discovered"], 0);
+    let trashed = world.json(&url, &["trash", "ls"]);
+    let id = trashed["id"].as_str().expect("an id").to_owned();
+    assert_eq!(trashed["paths"][0], "/other/a.iso");
+    let ino = open.metadata().expect("attributes").ino();
+
+    write_image(&pool, "x/a.iso", b"taken meanwhile");
+    world.json(&url, &["scan"]);
+    fs::rename(mount.join("x/a.iso"), &path).expect("moved");
+    assert!(world.run(&["--server", &url, "trash", "restore", &id]).status.success());
+    let restored = mount.join("other/a.restored.iso");
+    eventually("it is back", || fs::read(&restored).is_ok_and(|it| it == bytes));
+    assert_eq!(fs::metadata(&restored).expect("there").ino(), ino);
+    eventually("on disk, too", || pool.join("iso/a.iso").exists());
+    assert!(world.run(&["--server", &url, "trash", "ls"]).stdout.len() < 80, "the trash is empty");
 }
 
 #[test]
@@ -230,6 +416,7 @@ fn a_removed_folder_that_is_open_is_empty() {
     eventually("it is gone", || !mount.join("a/b").exists());
     let meta = open.metadata().expect("its attributes go on");
     assert!(meta.is_dir());
+    eventually("no link to it", || open.metadata().is_ok_and(|meta| meta.nlink() == 0));
     let listed = rustix::fs::Dir::read_from(&open).expect("opened").count();
     assert!(listed <= 2, "nothing but the dots");
     let inside = rustix::fs::mkdirat(&open, "c", rustix::fs::Mode::RWXU).map_err(io::Error::from);
@@ -259,7 +446,7 @@ fn without_the_catalogue_reading_goes_on() {
     eventually("the image", || mount.join("other/a.iso").is_file());
     catalog.kill();
     assert_eq!(walk(&mount), ["linux/", "other/", "other/a.iso", "windows/"]);
-    assert_eq!(fs::read(mount.join("other/a.iso")).expect("read"), pattern("a.iso", 300_000));
+    holds(mount.join("other/a.iso"), &pattern("a.iso", 300_000));
     let begin = Instant::now();
     let refused = errno(fs::create_dir(mount.join("x")));
     assert!([EHOSTDOWN, ETIMEDOUT].contains(&refused), "{refused}");

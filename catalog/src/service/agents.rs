@@ -1,13 +1,17 @@
 //! Agents: their sessions, and what they report.
 
-use isotope_proto::id::{BootId, NodeId, ScanId, VolumeId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use isotope_proto::id::{ImageId, ScanId, VolumeId};
 use isotope_proto::pb::agent_service_server::AgentService;
 use isotope_proto::pb::{self, agent_message, catalog_message, scan_update};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{FILE_CHANGES_MAX, FileChange, Hello, OfferedVolume};
+use isotope_proto::upload::{TASKS_MAX, TaskDone};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
@@ -16,7 +20,7 @@ use super::STREAM_MAX;
 use crate::Core;
 use crate::nodes::{Command, SILENCE_MAX};
 use crate::scans::Update;
-use crate::store::Verb;
+use crate::store::{Outcome, Verb};
 
 pub(super) struct Agents(pub(super) Core);
 
@@ -37,9 +41,8 @@ impl AgentService for Agents {
             return Err(Malformed::Missing("hello").into());
         };
         let hello = Hello::try_from(hello)?;
-        let commands = self.0.nodes.connect(hello.clone())?;
-        let session =
-            Session { core: self.0.clone(), node: hello.node.id, boot: hello.boot, hello };
+        let (number, commands) = self.0.nodes.connect(hello.clone())?;
+        let session = Session { core: self.0.clone(), number, hello };
         self.0.store.commit(None, Verb::Register { hello: session.hello.clone() }).await?;
         let (out, stream) = mpsc::channel(STREAM_MAX);
         let welcome = catalog_message::Message::Welcome(pb::Welcome {
@@ -62,26 +65,59 @@ impl AgentService for Agents {
         }
         let changes =
             request.events.into_iter().map(FileChange::try_from).collect::<Result<_, _>>()?;
-        let committed = self.0.store.commit(None, Verb::ApplyFiles { volume, changes }).await?;
+        let everything = request.everything.map(BTreeSet::try_from).transpose()?;
+        let verb = Verb::ApplyFiles { volume, changes, everything };
+        let committed = self.0.store.commit(None, verb).await?;
+        let images = match committed.outcome {
+            Outcome::Images(images) => images,
+            _ => Vec::new(),
+        };
         Ok(Response::new(pb::NotifyImageChangesReply {
             revision: committed.change.revision.0,
-            image_ids: committed.images.into_iter().map(Into::into).collect(),
+            image_ids: images.into_iter().map(Into::into).collect(),
         }))
     }
+
+    async fn report_tasks(
+        &self,
+        request: Request<pb::ReportTasksRequest>,
+    ) -> Result<Response<pb::ReportTasksReply>, Status> {
+        let request = request.into_inner();
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let done = request.done.into_iter().map(TaskDone::try_from).collect::<Result<_, _>>()?;
+        self.0.commit(None, Verb::TasksDone { volume, done }).await?;
+        Ok(Response::new(pb::ReportTasksReply {}))
+    }
+
+    async fn check_uploads(
+        &self,
+        request: Request<pb::CheckUploadsRequest>,
+    ) -> Result<Response<pb::CheckUploadsReply>, Status> {
+        let ids = request.into_inner().image_ids;
+        let ids = ids.iter().map(|id| ImageId::try_from(&**id).map_err(Malformed::from));
+        let ids: Vec<ImageId> = ids.collect::<Result<_, _>>()?;
+        let wanted = self.0.store.read(move |rows| rows.wanted(&ids)).await?;
+        let wanted_ids = wanted.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::CheckUploadsReply { wanted_ids }))
+    }
 }
+
+/// Tasks go out anew so often even when nothing changed: an agent may have failed to do them.
+const TASKS_EVERY: Duration = Duration::from_secs(5);
 
 /// One agent's session; the node is disconnected when it is dropped, however that comes.
 struct Session {
     core: Core,
-    node: NodeId,
-    boot: BootId,
+    number: u64,
     hello: Hello,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.core.nodes.disconnect(self.node, self.boot);
-        self.core.scans.node_gone(self.node);
+        let node = self.hello.node.id;
+        if self.core.nodes.disconnect(node, self.number) {
+            self.core.scans.node_gone(node);
+        }
     }
 }
 
@@ -92,8 +128,17 @@ impl Session {
         mut commands: mpsc::Receiver<Command>,
         out: mpsc::Sender<Result<pb::CatalogMessage, Status>>,
     ) {
+        let mut tasks = self.core.tasks.subscribe();
+        tasks.mark_changed();
+        let mut again = interval(TASKS_EVERY);
         loop {
             tokio::select! {
+                Ok(()) = tasks.changed() => {
+                    if self.send_tasks(&out).await.is_err() {
+                        return;
+                    }
+                }
+                _ = again.tick() => tasks.mark_changed(),
                 message = timeout(SILENCE_MAX, messages.message()) => match message {
                     Ok(Ok(Some(message))) => {
                         if let Err(refusal) = self.heard(message).await {
@@ -108,7 +153,9 @@ impl Session {
                         return;
                     }
                 },
-                Some(Command::Scan { scan, volume }) = commands.recv() => {
+                command = commands.recv() => {
+                    // None: the agent has connected anew, and talks on that session.
+                    let Some(Command::Scan { scan, volume }) = command else { return };
                     let start = pb::StartScan { scan_id: scan.into(), volume_id: volume.into() };
                     let message = Some(catalog_message::Message::StartScan(start));
                     if out.send(Ok(pb::CatalogMessage { message })).await.is_err() {
@@ -118,6 +165,25 @@ impl Session {
                 () = self.core.shutdown.cancelled() => return,
             }
         }
+    }
+
+    /// What is yet to be done on this node's volumes.
+    async fn send_tasks(
+        &self,
+        out: &mpsc::Sender<Result<pb::CatalogMessage, Status>>,
+    ) -> Result<(), Refusal> {
+        for volume in self.hello.volumes.iter().map(|volume| volume.id) {
+            let tasks = self.core.store.read(move |rows| rows.tasks(volume, TASKS_MAX)).await?;
+            if tasks.is_empty() {
+                continue;
+            }
+            let tasks = tasks.into_iter().map(Into::into).collect();
+            let message = pb::FileTasks { volume_id: volume.into(), tasks };
+            let message = Some(catalog_message::Message::Tasks(message));
+            let gone = |_| Refusal::new(Reason::Unavailable, "the agent has gone");
+            out.send(Ok(pb::CatalogMessage { message })).await.map_err(gone)?;
+        }
+        Ok(())
     }
 
     async fn heard(&mut self, message: pb::AgentMessage) -> Result<(), Refusal> {
@@ -131,7 +197,7 @@ impl Session {
                 self.hello.volumes.clone_from(&volumes);
                 let hello = self.hello.clone();
                 self.core.store.commit(None, Verb::Register { hello }).await?;
-                self.core.nodes.offer(self.node, volumes);
+                self.core.nodes.offer(self.hello.node.id, self.number, volumes);
                 Ok(())
             }
             agent_message::Message::Scan(update) => {

@@ -6,7 +6,7 @@ use isotope_proto::pb::cluster_service_server::ClusterService;
 use isotope_proto::pb::{self, scan_event::Event};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::ScanOutcome;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::{debug, info};
@@ -119,7 +119,7 @@ impl Run {
         &self,
         pool: &Pool,
         volume: &Volume,
-    ) -> Option<(String, mpsc::Receiver<Update>)> {
+    ) -> Option<(String, watch::Receiver<Update>)> {
         let choice = choose(pool, &self.core.nodes.offering(volume.id));
         let (node, mut reason) = match choice {
             Choice::Node { node, reason } => (Some(node), reason.to_owned()),
@@ -163,10 +163,12 @@ struct Follow {
 }
 
 impl Follow {
-    async fn until_the_end(self, mut updates: mpsc::Receiver<Update>) -> ScanOutcome {
+    async fn until_the_end(self, mut updates: watch::Receiver<Update>) -> ScanOutcome {
         let outcome = loop {
-            match updates.recv().await {
-                Some(Update::FilesSeen(files_seen)) => {
+            let changed = updates.changed().await;
+            let update = updates.borrow_and_update().clone();
+            match (changed, update) {
+                (Ok(()), Update::FilesSeen(files_seen)) => {
                     let progress = pb::ScanProgress {
                         pool: self.pool.clone(),
                         volume_id: self.volume.id.into(),
@@ -175,8 +177,8 @@ impl Follow {
                     };
                     let _ = self.send(Event::Progress(progress)).await;
                 }
-                Some(Update::Ended(outcome)) => break outcome,
-                None => {
+                (_, Update::Ended(outcome)) => break outcome,
+                (Err(_), Update::FilesSeen(_)) => {
                     let failure = Some(format!("{} went away during the scan", self.node));
                     break ScanOutcome { failure, ..ScanOutcome::default() };
                 }

@@ -1,11 +1,13 @@
 //! One watcher's stream: list where needed, then changes in order, what is live, and heartbeats.
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use isotope_proto::cluster::Watcher;
-use isotope_proto::id::{Incarnation, Revision};
+use isotope_proto::id::{ImageId, Incarnation, Revision, SessionId};
 use isotope_proto::pb::feed_service_server::FeedService;
 use isotope_proto::pb::{self, watch_event::Event};
+use isotope_proto::wire::Malformed;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -43,6 +45,19 @@ impl FeedService for Watches {
         let watch = Watch { core: self.0.clone(), out, position: after };
         tokio::spawn(watch.run(incarnation, watcher));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn hold(
+        &self,
+        request: Request<pb::HoldRequest>,
+    ) -> Result<Response<pb::HoldReply>, Status> {
+        let request = request.into_inner();
+        let session = SessionId::try_from(&*request.session_id).map_err(Malformed::from)?;
+        let images = request.image_ids.iter();
+        let images = images.map(|id| ImageId::try_from(&**id).map_err(Malformed::from));
+        let images: HashSet<ImageId> = images.collect::<Result<_, _>>()?;
+        self.0.leases.hold(session, images, Instant::now());
+        Ok(Response::new(pb::HoldReply {}))
     }
 }
 

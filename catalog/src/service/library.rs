@@ -1,10 +1,13 @@
 //! The tree: look, list, change.
 
-use isotope_proto::id::{ImageId, RequestId};
-use isotope_proto::name::LibraryPath;
+use std::time::Instant;
+
+use isotope_proto::id::{ImageId, Ino, RequestId};
+use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::pb::library_service_server::LibraryService;
 use isotope_proto::pb::{self, listing, stat_request};
 use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, FOLDER_MODE, Place};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
@@ -12,9 +15,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::STREAM_MAX;
-use crate::Core;
+use crate::leases::HOLD_LEASE_NS;
 use crate::library::{self, Node};
-use crate::store::{Rows, Verb};
+use crate::store::{Outcome, Rows, Verb};
+use crate::{Core, clock};
+
+/// Entries read at once for a list.
+const PAGE_MAX: usize = 1000;
 
 pub(super) struct Library(pub(super) Core);
 
@@ -24,7 +31,7 @@ impl Library {
             [] => None,
             id => Some(RequestId::try_from(id).map_err(Malformed::from)?),
         };
-        let committed = self.0.store.commit(request, verb).await?;
+        let committed = self.0.commit(request, verb).await?;
         Ok(Response::new((*committed.change).clone().into()))
     }
 }
@@ -37,44 +44,44 @@ fn listing(path: &LibraryPath, entry: Option<Entry>, node: Node) -> pb::Listing 
     pb::Listing { path: path.to_string(), entry: entry.map(Into::into), node: Some(node) }
 }
 
-/// Where an image is first listed.
-fn path_to(rows: &Rows<'_>, id: ImageId) -> Result<LibraryPath, Refusal> {
-    let gone = || Refusal::new(Reason::NotFound, format!("no image has the id {id}"));
-    let image = rows.image(id)?.ok_or_else(gone)?;
-    let mut names = Vec::new();
-    let mut ino = image.ino;
-    while let Some(entry) = rows.entries_to(ino)?.into_iter().next() {
-        names.push(entry.name);
-        ino = entry.parent;
-    }
-    Ok(names.into_iter().rev().fold(LibraryPath::default(), |path, name| path.join(name)))
+/// A folder of which a list has come as far as a name.
+struct Level {
+    path: LibraryPath,
+    folder: Ino,
+    levels: u32,
+    after: Option<EntryName>,
 }
 
-/// Sends everything below a folder, depth first; false when nobody listens any more.
-fn send_below(
-    rows: &Rows<'_>,
-    path: &LibraryPath,
-    folder: isotope_proto::id::Ino,
-    levels: u32,
-    out: &mpsc::Sender<Result<pb::Listing, Status>>,
-) -> Result<bool, Refusal> {
-    for entry in rows.children(folder)? {
-        let path = path.join(entry.name.clone());
-        let node = library::node(rows, entry.ino)?;
-        let below = match &node {
-            Node::Folder(folder) if levels > 1 => Some(folder.ino),
-            Node::Folder(_) | Node::Image(_) => None,
-        };
-        if out.blocking_send(Ok(listing(&path, Some(entry), node))).is_err() {
-            return Ok(false);
+/// The next entries below the folders of a list under way, depth first. A page at a time, so that
+/// a client that reads slowly holds no view of the database.
+fn next_page(rows: &Rows<'_>, under_way: &mut Vec<Level>) -> Result<Vec<pb::Listing>, Refusal> {
+    let mut page = Vec::new();
+    while page.len() < PAGE_MAX {
+        let Some(level) = under_way.last_mut() else { break };
+        let room = PAGE_MAX - page.len();
+        let entries = rows.children_after(level.folder, level.after.as_ref(), room)?;
+        if entries.is_empty() {
+            under_way.pop();
+            continue;
         }
-        if let Some(folder) = below
-            && !send_below(rows, &path, folder, levels - 1, out)?
-        {
-            return Ok(false);
+        let mut deeper = None;
+        for entry in entries {
+            level.after = Some(entry.name.clone());
+            let path = level.path.join(entry.name.clone());
+            let node = library::node(rows, entry.ino)?;
+            if let (Node::Folder(folder), true) = (&node, level.levels > 1) {
+                let levels = level.levels - 1;
+                deeper =
+                    Some(Level { path: path.clone(), folder: folder.ino, levels, after: None });
+            }
+            page.push(listing(&path, Some(entry), node));
+            if deeper.is_some() {
+                break;
+            }
         }
+        under_way.extend(deeper);
     }
-    Ok(true)
+    Ok(page)
 }
 
 #[tonic::async_trait]
@@ -101,7 +108,13 @@ impl LibraryService for Library {
         let found = self.0.store.read(move |rows| {
             let path = match target {
                 Target::Path(path) => path,
-                Target::Image(id) => path_to(rows, id)?,
+                Target::Image(id) => match rows.image(id)? {
+                    Some(image) => library::path_of(rows, image.ino)?,
+                    None => {
+                        let text = format!("no image has the id {id}");
+                        return Err(Refusal::new(Reason::NotFound, text));
+                    }
+                },
             };
             let (entry, node) = library::find(rows, &path)?;
             Ok(listing(&path, entry, node))
@@ -116,17 +129,36 @@ impl LibraryService for Library {
         let pb::ListRequest { path, depth } = request.into_inner();
         let path: LibraryPath = path.parse().map_err(Malformed::from)?;
         let levels = if depth == 0 { u32::MAX } else { depth };
+        let begin = self.0.store.read(move |rows| match library::find(rows, &path)? {
+            (_, Node::Folder(folder)) => {
+                let (folder, after) = (folder.ino, None);
+                Ok((vec![Level { path, folder, levels, after }], Vec::new()))
+            }
+            (entry, image) => Ok((Vec::new(), vec![listing(&path, entry, image)])),
+        });
+        let (mut under_way, mut page) = begin.await?;
         let (out, stream) = mpsc::channel(STREAM_MAX);
         let store = self.0.store.clone();
         tokio::spawn(async move {
-            let failed = out.clone();
-            let listed = store.read(move |rows| match library::find(rows, &path)? {
-                (_, Node::Folder(folder)) => send_below(rows, &path, folder.ino, levels, &out),
-                (entry, image) => Ok(out.blocking_send(Ok(listing(&path, entry, image))).is_ok()),
-            });
-            if let Err(refusal) = listed.await {
-                // The client may be gone, and then needs no answer.
-                let _ = failed.send(Err(refusal.into())).await;
+            loop {
+                for it in page {
+                    if out.send(Ok(it)).await.is_err() {
+                        return;
+                    }
+                }
+                let read = store.read(move |rows| {
+                    let page = next_page(rows, &mut under_way)?;
+                    Ok((under_way, page))
+                });
+                (under_way, page) = match read.await {
+                    Ok((_, page)) if page.is_empty() => return,
+                    Ok(next) => next,
+                    Err(refusal) => {
+                        // The client may be gone, and then needs no answer.
+                        let _ = out.send(Err(refusal.into())).await;
+                        return;
+                    }
+                };
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -159,5 +191,81 @@ impl LibraryService for Library {
         let mode = request.mode().into();
         let (from, to) = (Place::try_from(request.from)?, Place::try_from(request.to)?);
         self.commit(&request.request_id, Verb::Rename { from, to, mode }).await
+    }
+
+    async fn set_attributes(
+        &self,
+        request: Request<pb::SetAttributesRequest>,
+    ) -> Result<Response<pb::Change>, Status> {
+        let request = request.into_inner();
+        let (request_id, ino) = (request.request_id.clone(), Ino(request.ino));
+        self.commit(&request_id, Verb::SetAttributes { ino, set: request.into() }).await
+    }
+
+    async fn remove(
+        &self,
+        request: Request<pb::RemoveRequest>,
+    ) -> Result<Response<pb::Change>, Status> {
+        let request = request.into_inner();
+        let place = Place::try_from(request.place)?;
+        self.commit(&request.request_id, Verb::Remove { place }).await
+    }
+
+    type ListTrashStream = ReceiverStream<Result<pb::Trashed, Status>>;
+
+    async fn list_trash(
+        &self,
+        _: Request<pb::ListTrashRequest>,
+    ) -> Result<Response<Self::ListTrashStream>, Status> {
+        let trash = self.0.store.read(|rows| rows.trash()).await?;
+        let (out, stream) = mpsc::channel(STREAM_MAX);
+        tokio::spawn(async move {
+            for trashed in trash {
+                if out.send(Ok(trashed.into())).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<pb::RestoreRequest>,
+    ) -> Result<Response<pb::Change>, Status> {
+        let request = request.into_inner();
+        let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
+        self.commit(&request.request_id, Verb::Restore { image }).await
+    }
+
+    async fn empty_trash(
+        &self,
+        request: Request<pb::EmptyTrashRequest>,
+    ) -> Result<Response<pb::EmptyTrashReply>, Status> {
+        let ids = request.into_inner().image_ids;
+        let ids = ids.iter().map(|id| ImageId::try_from(&**id).map_err(Malformed::from));
+        let mut images: Vec<ImageId> = ids.collect::<Result<_, _>>()?;
+        let trash = self.0.store.read(|rows| rows.trash()).await?;
+        if images.is_empty() {
+            images = trash.iter().map(|it| it.image.id).collect();
+        }
+        let Some(held) = self.0.leases.held(Instant::now()) else {
+            let text = "the catalogue has just started and does not know yet what mounts have \
+                        open; try again in 15 seconds";
+            return Err(Refusal::new(Reason::Busy, text).into());
+        };
+        let asked = images.len();
+        // Of what was deleted just now, mounts may not have said yet that they have it open.
+        let just_now = Timestamp(clock::now().0.saturating_sub(HOLD_LEASE_NS));
+        let is_recent =
+            |image: &ImageId| trash.iter().any(|it| it.image.id == *image && it.deleted > just_now);
+        images.retain(|image| !held.contains(image) && !is_recent(image));
+        let held = u64::try_from(asked - images.len()).unwrap_or(u64::MAX);
+        match self.0.commit(None, Verb::Purge { images }).await?.outcome {
+            Outcome::Purged { images, size_bytes } => {
+                Ok(Response::new(pb::EmptyTrashReply { images, size_bytes, held }))
+            }
+            _ => Err(Refusal::new(Reason::Storage, "nothing was purged").into()),
+        }
     }
 }

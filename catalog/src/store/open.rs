@@ -137,35 +137,39 @@ fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row(&sql, [], |row| row.get(0))
 }
 
-/// A new database gets its incarnation, the root and the default folders.
+/// A new database gets its incarnation, the root and the default folders. Its numbers begin where
+/// no earlier life of the catalogue can have been, for kernels may still hold inodes of that life:
+/// at the microseconds since the epoch, of which no catalogue hands out one each.
 fn begin_life(connection: &mut Connection, now: Timestamp) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     let lives: i64 = transaction.query_row("SELECT count(*) FROM catalog", [], |row| row.get(0))?;
     if lives > 0 {
         return Ok(());
     }
-    let root = sql_int(Ino::ROOT.0);
-    let mut folders = vec![(root, None)];
-    folders.extend((2..).zip(DEFAULT_FOLDERS).map(|(ino, name)| (ino, Some(name))));
-    for (ino, name) in &folders {
+    let first = (now.0 / 1000).max(sql_int(Ino::ROOT.0) + 1);
+    let mut next = first;
+    let make_folder = |ino: i64| {
         transaction.execute("INSERT INTO inode (ino) VALUES (?1)", [ino])?;
         transaction.execute(
             "INSERT INTO folder (ino, mode, created_ns, modified_ns, changed_ns)
              VALUES (?1, ?2, ?3, ?3, ?3)",
             params![ino, FOLDER_MODE, now.0],
+        )
+    };
+    let root = sql_int(Ino::ROOT.0);
+    make_folder(root)?;
+    for name in DEFAULT_FOLDERS {
+        make_folder(next)?;
+        transaction.execute(
+            "INSERT INTO entry (id, parent, name, ino) VALUES (?1, ?2, ?3, ?1)",
+            params![next, root, name],
         )?;
-        if let Some(name) = name {
-            transaction.execute(
-                "INSERT INTO entry (id, parent, name, ino) VALUES (?1 - 1, ?2, ?3, ?1)",
-                params![ino, root, name],
-            )?;
-        }
+        next += 1;
     }
-    let count = i64::try_from(folders.len()).unwrap_or(i64::MAX);
     transaction.execute(
         "INSERT INTO catalog (one, incarnation, revision, next_ino, next_entry)
-         VALUES (1, ?1, 0, ?2 + 1, ?2)",
-        params![Incarnation::mint(now).as_bytes(), count],
+         VALUES (1, ?1, 0, ?2, ?2)",
+        params![Incarnation::mint(now).as_bytes(), next],
     )?;
     transaction.commit()
 }

@@ -10,6 +10,7 @@ use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, Folder};
+use isotope_proto::upload::FileTaskKind;
 use rusqlite::types::{FromSql, ToSql, Type};
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 
@@ -35,7 +36,7 @@ impl<'a> Rows<'a> {
         Self { db }
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -45,7 +46,7 @@ impl<'a> Rows<'a> {
         query().map_err(storage)
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -105,13 +106,24 @@ impl<'a> Rows<'a> {
         self.all(&format!("{ENTRY} WHERE ino = ?1 ORDER BY id"), [sql_int(ino.0)], entry_of)
     }
 
-    /// What lies in a folder, by name.
-    pub(crate) fn children(&self, folder: Ino) -> Result<Vec<Entry>, Refusal> {
-        self.all(&format!("{ENTRY} WHERE parent = ?1 ORDER BY name"), [sql_int(folder.0)], entry_of)
+    /// What lies in a folder, by name, after one of them.
+    pub(crate) fn children_after(
+        &self,
+        folder: Ino,
+        after: Option<&EntryName>,
+        most: usize,
+    ) -> Result<Vec<Entry>, Refusal> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        // Every name sorts after the empty one.
+        let after = after.map_or("", |name| name.as_str());
+        let sql = format!("{ENTRY} WHERE parent = ?1 AND name > ?2 ORDER BY name LIMIT ?3");
+        self.all(&sql, (sql_int(folder.0), after, most), entry_of)
     }
 
     pub(crate) fn is_empty(&self, folder: Ino) -> Result<bool, Refusal> {
-        let sql = "SELECT 1 FROM entry WHERE parent = ?1 LIMIT 1";
+        // What somebody is writing into it counts, although nobody else sees it.
+        let sql = "SELECT 1 FROM entry WHERE parent = ?1
+                   UNION ALL SELECT 1 FROM upload WHERE parent = ?1 LIMIT 1";
         Ok(self.one(sql, [sql_int(folder.0)], |_| Ok(()))?.is_none())
     }
 
@@ -175,22 +187,26 @@ impl<'a> Rows<'a> {
     }
 
     pub(crate) fn volumes(&self) -> Result<Vec<Volume>, Refusal> {
-        let mut volumes = self.all("SELECT id, pool FROM volume ORDER BY id", [], |row| {
+        self.volumes_where("ORDER BY id", [])
+    }
+
+    pub(crate) fn volume(&self, id: VolumeId) -> Result<Option<Volume>, Refusal> {
+        Ok(self.volumes_where("WHERE id = ?1", [id.as_bytes()])?.into_iter().next())
+    }
+
+    fn volumes_where(&self, condition: &str, params: impl Params) -> Result<Vec<Volume>, Refusal> {
+        let sql = format!("SELECT id, pool FROM volume {condition}");
+        let mut volumes = self.all(&sql, params, |row| {
             let (id, pool) = (VolumeId::from_bytes(row.get(0)?), PoolId::from_bytes(row.get(1)?));
             Ok(Volume { id, pool, sights: Vec::new() })
         })?;
         let sql = "SELECT node, path FROM sight WHERE volume = ?1 ORDER BY node";
+        let sight =
+            |row: &Row<'_>| Ok(Sight { node: NodeId::from_bytes(row.get(0)?), path: row.get(1)? });
         for volume in &mut volumes {
-            let sight = |row: &Row<'_>| {
-                Ok(Sight { node: NodeId::from_bytes(row.get(0)?), path: row.get(1)? })
-            };
             volume.sights = self.all(sql, [volume.id.as_bytes()], sight)?;
         }
         Ok(volumes)
-    }
-
-    pub(crate) fn volume(&self, id: VolumeId) -> Result<Option<Volume>, Refusal> {
-        Ok(self.volumes()?.into_iter().find(|volume| volume.id == id))
     }
 
     pub(crate) fn changes_after(
@@ -273,12 +289,12 @@ pub(super) fn sql_int(value: u64) -> i64 {
     value.cast_signed()
 }
 
-fn sql_uint(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn sql_uint(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     Ok(row.get::<_, i64>(column)?.cast_unsigned())
 }
 
 /// A stored text that must parse, as it did when it was stored.
-fn parsed<S, T, E>(
+pub(super) fn parsed<S, T, E>(
     row: &Row<'_>,
     column: usize,
     parse: impl Fn(S) -> Result<T, E>,
@@ -377,4 +393,5 @@ macro_rules! stored {
 stored! {
     ImageFormat: Iso, Img, Ova;
     OsFamily: Windows, Linux, Other;
+    FileTaskKind: Finish, Trash, Restore, Purge;
 }

@@ -34,7 +34,7 @@ impl<'a> Edits<'a> {
         self.deltas
     }
 
-    fn execute(&self, sql: &str, params: impl Params) -> Result<(), Refusal> {
+    pub(super) fn execute(&self, sql: &str, params: impl Params) -> Result<(), Refusal> {
         let run = || self.db.prepare_cached(sql)?.execute(params);
         run().map(drop).map_err(storage)
     }

@@ -1,21 +1,25 @@
 //! The one writer: takes the changes that wait, carries each out in a savepoint of its own, makes
 //! them durable together (group commit), and only then publishes and answers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use isotope_proto::change::Change;
-use isotope_proto::id::{ImageId, Incarnation, RequestId, VolumeId};
+use isotope_proto::id::{ImageId, Incarnation, Ino, NodeId, RequestId, UploadId, VolumeId};
+use isotope_proto::name::VolumePath;
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{FileChange, Hello};
 use isotope_proto::time::Timestamp;
-use isotope_proto::tree::{Place, RenameMode};
+use isotope_proto::tree::{Attributes, Place, RenameMode};
+use isotope_proto::upload::{Sealed, TaskDone, Upload, UploadRequest};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::log;
+use super::rows::parsed;
 use super::write::Edits;
 use crate::feed::Feed;
-use crate::{clock, library, nodes, reconcile};
+use crate::{clock, library, nodes, reconcile, uploads};
 
 /// Changes made durable by one sync: it bounds how long the first of them waits.
 const GROUP_MAX: usize = 64;
@@ -23,11 +27,58 @@ const GROUP_MAX: usize = 64;
 /// Every change there is.
 #[derive(Debug, Clone)]
 pub(crate) enum Verb {
-    MakeFolder { place: Place, mode: u32 },
-    RemoveFolder { place: Place },
-    Rename { from: Place, to: Place, mode: RenameMode },
-    Register { hello: Hello },
-    ApplyFiles { volume: VolumeId, changes: Vec<FileChange> },
+    MakeFolder {
+        place: Place,
+        mode: u32,
+    },
+    RemoveFolder {
+        place: Place,
+    },
+    Rename {
+        from: Place,
+        to: Place,
+        mode: RenameMode,
+    },
+    Register {
+        hello: Hello,
+    },
+    ApplyFiles {
+        volume: VolumeId,
+        changes: Vec<FileChange>,
+        /// All paths there are on the volume, if it was told: then files elsewhere are gone.
+        everything: Option<BTreeSet<VolumePath>>,
+    },
+    BeginUpload {
+        request: UploadRequest,
+        volume: VolumeId,
+        node: NodeId,
+    },
+    /// Its request id is the upload's own.
+    Publish {
+        upload: UploadId,
+        sealed: Sealed,
+        set: Attributes,
+    },
+    SetAttributes {
+        ino: Ino,
+        set: Attributes,
+    },
+    Abort {
+        upload: UploadId,
+    },
+    Remove {
+        place: Place,
+    },
+    Restore {
+        image: ImageId,
+    },
+    Purge {
+        images: Vec<ImageId>,
+    },
+    TasksDone {
+        volume: VolumeId,
+        done: Vec<TaskDone>,
+    },
 }
 
 /// What a verb did.
@@ -35,8 +86,22 @@ pub(crate) enum Verb {
 pub(crate) struct Committed {
     /// Without deltas, at the revision that stands, if nothing had to change.
     pub(crate) change: Arc<Change>,
+    pub(crate) outcome: Outcome,
+}
+
+/// What a verb answers beside its change.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    Nothing,
     /// After `ApplyFiles`: the image of each file, in order.
-    pub(crate) images: Vec<ImageId>,
+    Images(Vec<ImageId>),
+    Upload(Upload),
+    /// After `Abort`: it was published before.
+    TooLate,
+    Purged {
+        images: u64,
+        size_bytes: u64,
+    },
 }
 
 pub(super) struct Job {
@@ -45,9 +110,9 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<Committed, Refusal>>,
 }
 
-type Answered = (oneshot::Sender<Result<Committed, Refusal>>, Result<Outcome, Refusal>);
+type Answered = (oneshot::Sender<Result<Committed, Refusal>>, Result<Done, Refusal>);
 
-enum Outcome {
+enum Done {
     /// New in this group: to be published.
     Made(Committed),
     /// Nothing new: answered, not published.
@@ -80,29 +145,32 @@ fn commit_group(
     feed: &Feed,
 ) {
     let mut answers: Vec<Answered> = Vec::with_capacity(GROUP_MAX);
-    let jobs: Vec<Job> = jobs.collect();
+    let mut jobs = jobs.peekable();
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for Job { request, verb, reply } in jobs {
+        while jobs.peek().is_some() {
             transaction.execute_batch("SAVEPOINT change")?;
+            let Some(Job { request, verb, reply }) = jobs.next() else { break };
             let result = carry_out(&transaction, incarnation, request, &verb, clock::now());
-            transaction.execute_batch(match &result {
+            let end = match &result {
                 Ok(_) => "RELEASE change",
                 Err(_) => "ROLLBACK TO change; RELEASE change",
-            })?;
+            };
             answers.push((reply, result));
+            transaction.execute_batch(end)?;
         }
         transaction.commit()
     })();
+    if let Err(error) = &committed {
+        // Those that were not begun hear of it, too.
+        answers.extend(jobs.map(|job| (job.reply, Err(not_durable(error)))));
+    }
     for (reply, result) in answers {
         let result = match (&committed, result) {
-            (Err(error), Ok(_)) => Err(Refusal::new(
-                Reason::Storage,
-                format!("the change could not be made durable: {error}"),
-            )),
+            (Err(error), Ok(_)) => Err(not_durable(error)),
             (_, Err(refusal)) => Err(refusal),
-            (Ok(()), Ok(Outcome::Known(committed))) => Ok(committed),
-            (Ok(()), Ok(Outcome::Made(committed))) => {
+            (Ok(()), Ok(Done::Known(committed))) => Ok(committed),
+            (Ok(()), Ok(Done::Made(committed))) => {
                 feed.publish(&committed.change);
                 Ok(committed)
             }
@@ -112,36 +180,90 @@ fn commit_group(
     }
 }
 
+fn not_durable(error: &rusqlite::Error) -> Refusal {
+    Refusal::new(Reason::Storage, format!("the change could not be made durable: {error}"))
+}
+
 fn carry_out(
     db: &Connection,
     incarnation: Incarnation,
     request: Option<RequestId>,
     verb: &Verb,
     now: Timestamp,
-) -> Result<Outcome, Refusal> {
+) -> Result<Done, Refusal> {
     if let Some(request) = request
         && let Some(change) = log::made_by(db, request)?
     {
-        return Ok(Outcome::Known(Committed { change: Arc::new(change), images: Vec::new() }));
+        let change = Arc::new(change);
+        return Ok(Done::Known(Committed { change, outcome: Outcome::Nothing }));
     }
     let mut edits = Edits::new(db);
-    let mut images = Vec::new();
-    match verb {
-        Verb::MakeFolder { place, mode } => library::make_folder(&mut edits, place, *mode, now)?,
-        Verb::RemoveFolder { place } => library::remove_folder(&mut edits, place, now)?,
-        Verb::Rename { from, to, mode } => library::rename(&mut edits, from, to, *mode, now)?,
-        Verb::Register { hello } => nodes::register(&mut edits, hello, now)?,
-        Verb::ApplyFiles { volume, changes } => {
-            images = reconcile::apply(&mut edits, *volume, changes, now)?;
-        }
-    }
+    let outcome = decide(db, &mut edits, verb, now)?;
     let standing = edits.revision()?;
     let deltas = edits.into_deltas();
     if deltas.is_empty() {
-        let change = Change { incarnation, revision: standing, time: now, deltas };
-        return Ok(Outcome::Known(Committed { change: Arc::new(change), images }));
+        let change = Arc::new(Change { incarnation, revision: standing, time: now, deltas });
+        return Ok(Done::Known(Committed { change, outcome }));
     }
     let change = Change { incarnation, revision: log::next_revision(db)?, time: now, deltas };
     log::append(db, &change, request)?;
-    Ok(Outcome::Made(Committed { change: Arc::new(change), images }))
+    Ok(Done::Made(Committed { change: Arc::new(change), outcome }))
+}
+
+/// The files of a volume that nothing is yet to be done with: each image, and its path.
+fn settled_files(
+    edits: &Edits<'_>,
+    volume: VolumeId,
+) -> Result<Vec<(ImageId, VolumePath)>, Refusal> {
+    let sql = "SELECT image, path FROM replica WHERE volume = ?1 AND NOT EXISTS (
+                   SELECT 1 FROM file_task
+                   WHERE file_task.volume = replica.volume AND file_task.image = replica.image)";
+    edits.all(sql, [volume.as_bytes()], |row| {
+        let path = parsed(row, 1, |path: String| VolumePath::parse(&path))?;
+        Ok((ImageId::from_bytes(row.get(0)?), path))
+    })
+}
+
+/// The rule that each verb stands for.
+fn decide(
+    db: &Connection,
+    edits: &mut Edits<'_>,
+    verb: &Verb,
+    now: Timestamp,
+) -> Result<Outcome, Refusal> {
+    match verb {
+        Verb::MakeFolder { place, mode } => library::make_folder(edits, place, *mode, now)?,
+        Verb::RemoveFolder { place } => library::remove_folder(edits, place, now)?,
+        Verb::Rename { from, to, mode } => library::rename(edits, from, to, *mode, now)?,
+        Verb::Register { hello } => nodes::register(edits, hello, now)?,
+        Verb::ApplyFiles { volume, changes, everything } => {
+            let images = reconcile::apply(edits, *volume, changes, now)?;
+            if let Some(paths) = everything {
+                let settled = settled_files(edits, *volume)?;
+                reconcile::lose_others(edits, *volume, settled, paths, now)?;
+            }
+            return Ok(Outcome::Images(images));
+        }
+        Verb::BeginUpload { request, volume, node } => {
+            return Ok(Outcome::Upload(uploads::begin(edits, request, *volume, *node, now)?));
+        }
+        Verb::Publish { upload, sealed, set } => {
+            uploads::publish(edits, *upload, sealed, *set, now)?;
+        }
+        Verb::SetAttributes { ino, set } => library::set_attributes(edits, *ino, *set, now)?,
+        Verb::Abort { upload } => {
+            if log::made_by(db, RequestId::from_bytes(*upload.as_bytes()))?.is_some() {
+                return Ok(Outcome::TooLate);
+            }
+            edits.release(*upload)?;
+        }
+        Verb::Remove { place } => uploads::remove(edits, place, now)?,
+        Verb::Restore { image } => uploads::restore(edits, *image, now)?,
+        Verb::Purge { images } => {
+            let (images, size_bytes) = uploads::purge(edits, images)?;
+            return Ok(Outcome::Purged { images, size_bytes });
+        }
+        Verb::TasksDone { volume, done } => uploads::tasks_done(edits, *volume, done)?,
+    }
+    Ok(Outcome::Nothing)
 }

@@ -1,8 +1,10 @@
 //! Nodes, pools, volumes; what agents say.
 
+use std::collections::BTreeSet;
+
 use super::tree::format_in;
 use super::{Malformed, each, ids, required};
-use crate::cluster::{Live, Node, Pool, Sight, Space, Volume, VolumeState, Watcher};
+use crate::cluster::{Access, Live, Node, Pool, Sight, Space, Volume, VolumeState, Watcher};
 use crate::id::{BootId, ImageId, NodeId, PoolId, VolumeId};
 use crate::name::VolumePath;
 use crate::pb;
@@ -78,6 +80,7 @@ impl From<Space> for pb::Space {
             capacity_bytes: space.capacity_bytes,
             free_bytes: space.free_bytes,
             available_bytes: space.available_bytes,
+            read_only: space.access == Access::ReadOnly,
         }
     }
 }
@@ -89,6 +92,7 @@ impl From<pb::Space> for Space {
             capacity_bytes: space.capacity_bytes,
             free_bytes: space.free_bytes,
             available_bytes: space.available_bytes,
+            access: if space.read_only { Access::ReadOnly } else { Access::ReadWrite },
         }
     }
 }
@@ -271,6 +275,19 @@ impl TryFrom<pb::ImageEvent> for FileChange {
             }
         };
         Ok(Self { event: kind, file: required("image", event.image)?.try_into()? })
+    }
+}
+
+impl FromIterator<VolumePath> for pb::VolumePaths {
+    fn from_iter<I: IntoIterator<Item = VolumePath>>(paths: I) -> Self {
+        Self { paths: paths.into_iter().map(|path| path.to_string()).collect() }
+    }
+}
+
+impl TryFrom<pb::VolumePaths> for BTreeSet<VolumePath> {
+    type Error = Malformed;
+    fn try_from(paths: pb::VolumePaths) -> Result<Self, Malformed> {
+        paths.paths.iter().map(|path| Ok(VolumePath::parse(path)?)).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::reference::{Model, Node, Op, Path, step_on_a_mount};
+use super::reference::{Model, Node, Op, Path, UNKNOWN, step_on_a_mount};
 use crate::harness::{World, eventually};
 
 const STEPS: usize = 400;
@@ -49,7 +49,7 @@ fn carry_out(mount: &std::path::Path, op: &Op) -> io::Result<()> {
         Op::Rename { from, to, no_replace: true } => {
             Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::NOREPLACE)?)
         }
-        Op::Create(path) => fs::File::create_new(at(path)).map(drop),
+        Op::Create(path) => io::Write::write_all(&mut fs::File::create_new(at(path))?, b"bytes"),
         Op::Unlink(path) => fs::remove_file(at(path)),
     }
 }
@@ -77,6 +77,13 @@ fn a_mount_agrees_with_the_model() {
             (Err(error), Err(allowed))
                 if error.raw_os_error().is_some_and(|errno| allowed.contains(&errno)) => {}
             (found, expected) => panic!("step {n}, {op:?}: expected {expected:?}, found {found:?}"),
+        }
+        if let Op::Create(path) = &op
+            && let Some(node) = model.0.get_mut(path)
+            && *node == Node::Image(UNKNOWN)
+        {
+            let at = mount.join(path.iter().collect::<PathBuf>());
+            *node = Node::Image(fs::metadata(at).expect("made").ino());
         }
         assert_eq!(model_of(mount), model, "whoever made it sees it at once: step {n}, {op:?}");
         if n % COMPARE_EVERY == 0 {

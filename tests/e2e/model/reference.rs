@@ -24,7 +24,7 @@ pub(crate) enum Op {
         to: Path,
         no_replace: bool,
     },
-    /// Refused until images can be stored and deleted.
+    /// A file is made, written and closed.
     Create(Path),
     Unlink(Path),
 }
@@ -33,7 +33,24 @@ pub(crate) enum Op {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Model(pub(crate) BTreeMap<Path, Node>);
 
+/// The inode number of a file just made, until it was looked at.
+pub(crate) const UNKNOWN: u64 = 0;
+
 const FOLDER_DEPTH_MAX: usize = 5;
+
+impl Op {
+    /// Whether it names something in a folder deeper than any can be.
+    pub(crate) fn is_beyond_all_folders(&self) -> bool {
+        let beyond = |path: &Path| path.len() > FOLDER_DEPTH_MAX + 1;
+        match self {
+            Self::MakeFolder(path)
+            | Self::RemoveFolder(path)
+            | Self::Create(path)
+            | Self::Unlink(path) => beyond(path),
+            Self::Rename { from, to, .. } => beyond(from) || beyond(to),
+        }
+    }
+}
 
 impl Model {
     fn get(&self, path: &[String]) -> Option<Node> {
@@ -63,17 +80,21 @@ impl Model {
             Op::Rename { from, to, no_replace } => self.rename(from, to, *no_replace),
             Op::Create(path) => {
                 self.parent(path)?;
-                match self.get(path) {
-                    None => Err(&[libc::EROFS]),
-                    Some(_) => Err(&[libc::EEXIST]),
+                if self.get(path).is_some() {
+                    return Err(&[libc::EEXIST]);
                 }
+                self.0.insert(path.clone(), Node::Image(UNKNOWN));
+                Ok(())
             }
             Op::Unlink(path) => {
                 self.parent(path)?;
                 match self.get(path) {
                     None => Err(&[libc::ENOENT]),
                     Some(Node::Folder) => Err(&[libc::EISDIR]),
-                    Some(Node::Image(_)) => Err(&[libc::EPERM]),
+                    Some(Node::Image(_)) => {
+                        self.0.remove(path);
+                        Ok(())
+                    }
                 }
             }
         }
@@ -137,8 +158,9 @@ impl Model {
             }
             // The kernel looks whether the target is above the source first.
             (Node::Image(_), Some(Node::Folder)) => return Err(&[libc::EISDIR, libc::ENOTEMPTY]),
-            (Node::Image(_), Some(Node::Image(_))) => return Err(&[libc::EPERM]),
-            (_, None) | (Node::Folder, Some(Node::Folder)) => {}
+            (Node::Image(_), Some(Node::Image(_)))
+            | (_, None)
+            | (Node::Folder, Some(Node::Folder)) => {}
         }
         for path in below {
             let node = self.0.remove(&path).expect("listed");
@@ -208,11 +230,11 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Those, and the ones that a mount must refuse.
+/// Those, and files made and removed.
 pub(crate) fn step_on_a_mount() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => step(),
-        1 => pick().prop_map(Step::Create),
+        2 => pick().prop_map(Step::Create),
         1 => pick().prop_map(Step::Unlink),
     ]
 }

@@ -1,0 +1,196 @@
+//! What a scan is to do about what it saw. Pure: it knows the index and the look, neither the disk
+//! nor the catalogue.
+
+use isotope_proto::id::Incarnation;
+use isotope_proto::name::VolumePath;
+use isotope_proto::report::EVERYTHING_BYTES_MAX;
+
+use crate::index::Index;
+use crate::reconcile::{Difference, introduce, reconcile, standing};
+use crate::volume::IMAGE_DIR;
+use crate::walk::{ImageDir, Seen};
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) doubt: Option<Doubt>,
+    pub(crate) differences: Vec<Difference>,
+    /// For a catalogue of which is not known what it knows: how its introduction ends.
+    pub(crate) introduction: Option<Ending>,
+}
+
+/// Why a look is not believed: all images of a volume that seem gone at once may lie on a disk that
+/// is not mounted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// A second look that sees the same is believed.
+    LookAgain,
+    /// No look is, until somebody has seen to it.
+    Refused(String),
+}
+
+/// How an introduction ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With all paths there are: what the catalogue has at others is gone.
+    Everything(Vec<VolumePath>),
+    /// With nothing, for a message holds no more: what has gone unnoticed stays in the library.
+    TooMany,
+    /// Not yet: something could not be seen, or nothing was; the next scan introduces anew.
+    Open,
+}
+
+pub(crate) fn plan(index: &Index, seen: &Seen, catalog: Incarnation) -> Plan {
+    let there = standing(index.files(), seen);
+    let known_there = index.files().keys().any(|path| there.contains_key(path));
+    let doubt = doubt(index, seen, known_there);
+    if index.is_known_to(catalog) {
+        return Plan { doubt, differences: reconcile(index.files(), &there), introduction: None };
+    }
+    let differences = introduce(index.files(), &there);
+    let mut paths: Vec<VolumePath> = there.into_keys().collect();
+    // Those of which the index lost that they are known.
+    paths.extend(seen.others.keys().cloned());
+    paths.sort_unstable();
+    paths.dedup();
+    let size_bytes: usize = paths.iter().map(|path| path.as_str().len() + PATH_BYTES).sum();
+    let ending = if paths.is_empty() || !seen.unseen.is_empty() {
+        Ending::Open
+    } else if size_bytes > EVERYTHING_BYTES_MAX {
+        Ending::TooMany
+    } else {
+        Ending::Everything(paths)
+    };
+    Plan { doubt, differences, introduction: Some(ending) }
+}
+
+/// A path's tag and length in a message.
+const PATH_BYTES: usize = 4;
+
+fn doubt(index: &Index, seen: &Seen, known_there: bool) -> Option<Doubt> {
+    let known = index.files().len();
+    if known == 0 || known_there {
+        return None;
+    }
+    let refused = |what: &str| {
+        let text = format!(
+            "{IMAGE_DIR}/ {what} although {known} images are known in it; is a disk unmounted? \
+             Nothing is taken for deleted. If they are gone for good, stop the agent, remove \
+             .isotope/index.json and start it again"
+        );
+        Some(Doubt::Refused(text))
+    };
+    match (index.image_dir(), seen.image_dir) {
+        (_, ImageDir::Missing) => refused("is missing"),
+        // Device numbers change with every start of a host; whether it is a mount point does not.
+        (Some(ImageDir::Apart), ImageDir::Within) => refused("is no longer a mounted disk"),
+        (Some(ImageDir::Within), ImageDir::Apart) => refused("is covered by another disk"),
+        _ if seen.files.is_empty() => Some(Doubt::LookAgain),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::id::ImageId;
+    use isotope_proto::image::Stamp;
+    use isotope_proto::report::FileEvent;
+
+    use super::*;
+    use crate::index::Known;
+
+    const CATALOG: Incarnation = Incarnation::from_bytes([1; 16]);
+    const OTHER: Incarnation = Incarnation::from_bytes([2; 16]);
+
+    fn path(text: &str) -> VolumePath {
+        VolumePath::parse(text).expect("a path")
+    }
+
+    fn stamp(n: u8) -> Stamp {
+        Stamp { inode: n.into(), size_bytes: 1, mtime_ns: 1 }
+    }
+
+    /// An index that `CATALOG` knows.
+    fn index(files: &[(&str, u8)], image_dir: ImageDir) -> Index {
+        let mut index = Index::default();
+        for (at, n) in files {
+            let image = ImageId::from_bytes([*n; 16]);
+            index.insert(path(at), Known { image, stamp: stamp(*n) });
+        }
+        index.images_lie(image_dir);
+        index.end_introduction(CATALOG);
+        index
+    }
+
+    fn seen(files: &[(&str, u8)], image_dir: ImageDir) -> Seen {
+        let files = files.iter().map(|(at, n)| (path(at), stamp(*n))).collect();
+        Seen { files, image_dir, ..Seen::default() }
+    }
+
+    #[test]
+    fn an_unmounted_disk_deletes_nothing() {
+        use ImageDir::{Apart, Missing, Within};
+        type Files = &'static [(&'static str, u8)];
+        let refused = |what: &str| format!("Refused(\"iso/ {what}");
+        let again = || "LookAgain".to_owned();
+        let none = String::new;
+        let cases: [(Files, ImageDir, Files, ImageDir, String); 9] = [
+            (&[("iso/a.iso", 1)], Within, &[], Missing, refused("is missing although 1")),
+            (&[], Within, &[], Missing, none()),
+            (&[("iso/a.iso", 1)], Apart, &[], Within, refused("is no longer")),
+            (&[("iso/a.iso", 1)], Apart, &[("iso/b.iso", 9)], Within, refused("is no longer")),
+            (&[("iso/a.iso", 1)], Within, &[("iso/b.iso", 9)], Apart, refused("is covered")),
+            // Its images were copied to where the disk was mounted before.
+            (&[("iso/a.iso", 1)], Apart, &[("iso/a.iso", 9)], Within, none()),
+            (&[("iso/a.iso", 1)], Within, &[], Within, again()),
+            (&[("iso/a.iso", 1)], Apart, &[], Apart, again()),
+            (&[("iso/a.iso", 1)], Within, &[("iso/b.iso", 9)], Within, none()),
+        ];
+        for (known, before, files, now, expected) in cases {
+            for catalog in [CATALOG, OTHER] {
+                let doubt = plan(&index(known, before), &seen(files, now), catalog).doubt;
+                let doubt = doubt.map_or(String::new(), |doubt| format!("{doubt:?}"));
+                assert!(doubt.starts_with(&expected), "{known:?}, {files:?}: {doubt}");
+                assert_eq!(doubt.is_empty(), expected.is_empty(), "{known:?}, {files:?}: {doubt}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_introduction_ends_with_everything_there_is() {
+        let known = index(&[("iso/a.iso", 1), ("iso/gone.iso", 2)], ImageDir::Within);
+        let mut look = seen(&[("iso/a.iso", 1), ("iso/b.iso", 3)], ImageDir::Within);
+        look.others.insert(path("iso/linked.iso"), stamp(4));
+        assert_eq!(plan(&known, &look, CATALOG).introduction, None);
+        let made = plan(&known, &look, OTHER);
+        let everything = ["iso/a.iso", "iso/b.iso", "iso/linked.iso"].map(path);
+        assert_eq!(made.introduction, Some(Ending::Everything(everything.into())));
+        let told = made.differences.iter().map(|it| (it.event, it.path.as_str()));
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            [
+                (FileEvent::Deleted, "iso/gone.iso"),
+                (FileEvent::Created, "iso/b.iso"),
+                (FileEvent::Created, "iso/a.iso"),
+            ]
+        );
+        // A lost index does not know what else the catalogue may know.
+        let lost = plan(&Index::default(), &look, CATALOG);
+        assert!(matches!(lost.introduction, Some(Ending::Everything(paths)) if paths.len() == 3));
+        // What could not be seen is not gone; nor is everything, where nothing is.
+        look.unseen.insert("iso/bad".to_owned());
+        assert_eq!(plan(&known, &look, OTHER).introduction, Some(Ending::Open));
+        let nothing = seen(&[], ImageDir::Missing);
+        assert_eq!(plan(&Index::default(), &nothing, OTHER).introduction, Some(Ending::Open));
+    }
+
+    #[test]
+    fn more_paths_than_a_message_holds_are_not_told_as_everything() {
+        let mut look = seen(&[], ImageDir::Within);
+        let long = "x".repeat(200);
+        for n in 0..=EVERYTHING_BYTES_MAX / 200 {
+            look.files.insert(path(&format!("iso/{long}{n}.iso")), stamp(1));
+        }
+        let made = plan(&Index::default(), &look, OTHER);
+        assert_eq!(made.introduction, Some(Ending::TooMany));
+    }
+}

@@ -1,0 +1,240 @@
+//! What the catalogue has decided about files, done on disk. Each task is found done or does
+//! itself: the file is looked for wherever an interrupted try may have left it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use isotope_proto::id::{ImageId, NodeId};
+use isotope_proto::name::{EntryName, VolumePath};
+use isotope_proto::upload::{FileTask, FileTaskKind, TaskDone};
+use rustix::fs::{AtFlags, RenameFlags, fsync, renameat_with, unlinkat};
+use rustix::io::Errno;
+use tracing::{info, warn};
+
+use crate::index::Known;
+use crate::marker::SIDECAR_DIR;
+use crate::stage::{clear, make_dirs, staging_dir};
+use crate::volume::{Volume, open_file};
+
+const TRASH_DIR: &str = ".isotope/trash";
+/// Names tried for a file whose place is taken.
+const NAMES_MAX: u32 = 10_000;
+
+/// Carries out tasks; returns those that are done.
+pub(crate) fn carry_out(volume: &Volume, node: NodeId, tasks: Vec<FileTask>) -> Vec<TaskDone> {
+    let root = match volume.root() {
+        Ok(root) => root,
+        Err(reason) => {
+            info!(volume = %volume.id, reason, "tasks wait until the volume is back");
+            return Vec::new();
+        }
+    };
+    let mut done = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        match one(volume, &root, node, &task) {
+            Ok(Some(path)) => {
+                done.push(TaskDone { path: (path != task.path).then_some(path), task });
+            }
+            Ok(None) => {
+                warn!(image = %task.image, path = %task.path, kind = %task.kind, "the file of this task is not here");
+            }
+            Err(error) => {
+                warn!(image = %task.image, path = %task.path, kind = %task.kind, %error, "a file could not be brought to its place; it is tried again");
+            }
+        }
+    }
+    done
+}
+
+/// Where the file has its place now; `None` if it is nowhere and should be somewhere.
+fn one(
+    volume: &Volume,
+    root: &OwnedFd,
+    node: NodeId,
+    task: &FileTask,
+) -> io::Result<Option<VolumePath>> {
+    let trash = VolumePath::parse(&format!("{TRASH_DIR}/{}", task.image)).map_err(invalid)?;
+    let found = find(volume, root, node, task, &trash);
+    match (task.kind, found) {
+        (FileTaskKind::Finish | FileTaskKind::Restore, Some(at)) => {
+            let place = if at.as_str().starts_with(SIDECAR_DIR) {
+                move_to_place(root, &at, &task.path)?
+            } else {
+                at
+            };
+            let known = Known { image: task.image, stamp: task.stamp };
+            volume.index_mut().insert(place.clone(), known);
+            clear(root, node, task.image)?;
+            Ok(Some(place))
+        }
+        (FileTaskKind::Finish | FileTaskKind::Restore, None) => Ok(None),
+        (FileTaskKind::Trash, Some(at)) => {
+            if at != trash {
+                make_dirs(root, TRASH_DIR)?;
+                rename(root, at.as_str(), trash.as_str(), RenameFlags::empty())?;
+            }
+            let mut index = volume.index_mut();
+            index.remove(&task.path);
+            index.remove(&at);
+            index.put_aside(task.image, trash, task.stamp);
+            drop(index);
+            clear(root, node, task.image)?;
+            Ok(Some(task.path.clone()))
+        }
+        (FileTaskKind::Purge, Some(at)) => {
+            unlinkat(root, at.as_str(), AtFlags::empty())?;
+            forget(volume, task.image, &at);
+            clear(root, node, task.image)?;
+            Ok(Some(task.path.clone()))
+        }
+        // Somebody removed it by hand: what was wanted is so.
+        (FileTaskKind::Trash | FileTaskKind::Purge, None) => {
+            forget(volume, task.image, &task.path);
+            Ok(Some(task.path.clone()))
+        }
+    }
+}
+
+fn forget(volume: &Volume, image: ImageId, path: &VolumePath) {
+    let mut index = volume.index_mut();
+    index.remove(path);
+    index.drop_aside(image);
+}
+
+/// The file, known by its stamp, in any of the places it may be in.
+fn find(
+    volume: &Volume,
+    root: &OwnedFd,
+    node: NodeId,
+    task: &FileTask,
+    trash: &VolumePath,
+) -> Option<VolumePath> {
+    let staged = VolumePath::parse(&format!("{}/{}", staging_dir(node), task.image)).ok();
+    let known = volume.index().locate(task.image).map(|(path, _)| path.clone());
+    let places = [Some(task.path.clone()), known, staged, Some(trash.clone())];
+    places
+        .into_iter()
+        .flatten()
+        .find(|path| open_file(root, path.as_str()).is_ok_and(|(_, stamp)| stamp == task.stamp))
+}
+
+/// Renames into the pool; where the name is taken, `stem.2.ext`, `stem.3.ext`, …
+fn move_to_place(root: &OwnedFd, from: &VolumePath, place: &VolumePath) -> io::Result<VolumePath> {
+    let (dir, name) = place.as_str().rsplit_once('/').unwrap_or(("", place.as_str()));
+    make_dirs(root, dir)?;
+    let name = EntryName::parse(name).map_err(invalid)?;
+    for n in 1..NAMES_MAX {
+        let tried = if n == 1 { name.clone() } else { name.with_addition(&n.to_string()) };
+        let to = VolumePath::parse(&format!("{dir}/{tried}")).map_err(invalid)?;
+        match rename(root, from.as_str(), to.as_str(), RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(to),
+            Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other(format!("no free name beside {place}")))
+}
+
+/// Renames durably: after a crash the file is at one end or the other.
+fn rename(root: &OwnedFd, from: &str, to: &str, flags: RenameFlags) -> io::Result<()> {
+    use rustix::fs::OFlags;
+    renameat_with(root, from, root, to, flags)?;
+    for path in [from, to] {
+        let (dir, _) = path.rsplit_once('/').unwrap_or((".", path));
+        fsync(crate::volume::open_beneath(root, dir, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
+    }
+    Ok(())
+}
+
+fn invalid(error: isotope_proto::name::InvalidName) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use isotope_proto::image::Stamp;
+    use isotope_proto::time::Timestamp;
+
+    use super::*;
+    use crate::stage::{Staged, left_behind};
+
+    const NODE: NodeId = NodeId::from_bytes([1; 16]);
+    const IMAGE: ImageId = ImageId::from_bytes([7; 16]);
+
+    fn volume(dir: &Path) -> Arc<Volume> {
+        Arc::new(Volume::open(dir, "isos", None, Timestamp(1)).expect("a volume"))
+    }
+
+    /// A sealed upload of some bytes.
+    fn staged(volume: &Arc<Volume>, bytes: &[u8]) -> (VolumePath, Stamp) {
+        let mut staged = Staged::create(Arc::clone(volume), NODE, IMAGE).expect("created");
+        staged.write(0, bytes).expect("written");
+        let sealed = staged.seal("new.iso").expect("sealed");
+        (sealed.path, sealed.stamp)
+    }
+
+    fn run(volume: &Volume, kind: FileTaskKind, path: &VolumePath, stamp: Stamp) -> Vec<TaskDone> {
+        let task = FileTask { kind, image: IMAGE, path: path.clone(), stamp };
+        let done = carry_out(volume, NODE, vec![task.clone()]);
+        // Done again, it changes nothing more.
+        let path = done.first().and_then(|done| done.path.clone());
+        let again = carry_out(volume, NODE, vec![task]);
+        assert_eq!(again.first().and_then(|done| done.path.clone()), path);
+        done
+    }
+
+    #[test]
+    fn a_file_goes_from_staging_to_its_place_to_the_trash_and_back_into_nothing() {
+        use FileTaskKind::{Finish, Purge, Restore, Trash};
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path());
+        let (path, stamp) = staged(&volume, b"bytes");
+        let at = |path: &str| fs::read(dir.path().join(path)).ok();
+        assert_eq!(at("iso/new.iso"), None, "published before it is moved");
+        assert_eq!(left_behind(&volume, NODE).expect("listed"), [IMAGE]);
+        assert_eq!(run(&volume, Finish, &path, stamp).len(), 1);
+        assert_eq!(at("iso/new.iso").as_deref(), Some(&b"bytes"[..]));
+        assert!(left_behind(&volume, NODE).expect("listed").is_empty());
+        run(&volume, Trash, &path, stamp);
+        assert_eq!(at("iso/new.iso"), None);
+        assert!(volume.index().locate(IMAGE).is_some(), "open readers go on");
+        run(&volume, Restore, &path, stamp);
+        assert_eq!(at("iso/new.iso").as_deref(), Some(&b"bytes"[..]));
+        run(&volume, Trash, &path, stamp);
+        run(&volume, Purge, &path, stamp);
+        assert!(volume.index().locate(IMAGE).is_none());
+        assert_eq!(fs::read_dir(dir.path().join(TRASH_DIR)).expect("listed").count(), 0);
+    }
+
+    #[test]
+    fn a_taken_place_is_told_and_nothing_is_overwritten() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path());
+        fs::create_dir(dir.path().join("iso")).expect("made");
+        fs::write(dir.path().join("iso/new.iso"), "theirs").expect("written");
+        let (path, stamp) = staged(&volume, b"ours");
+        let done = run(&volume, FileTaskKind::Finish, &path, stamp);
+        let moved_to = done[0].path.as_ref().map(VolumePath::as_str);
+        assert_eq!(moved_to, Some("iso/new.2.iso"));
+        assert_eq!(fs::read(dir.path().join("iso/new.iso")).expect("read"), b"theirs");
+    }
+
+    #[test]
+    fn what_was_never_sealed_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path());
+        let staged = Staged::create(Arc::clone(&volume), NODE, IMAGE).expect("created");
+        staged.write(10, b"bytes").expect("written");
+        drop(staged);
+        // And what a killed agent left.
+        let killed =
+            dir.path().join(staging_dir(NODE)).join(ImageId::from_bytes([8; 16]).to_string());
+        fs::write(&killed, "half").expect("written");
+        assert!(left_behind(&volume, NODE).expect("listed").is_empty());
+        assert_eq!(fs::read_dir(dir.path().join(staging_dir(NODE))).expect("listed").count(), 0);
+    }
+}

@@ -1,0 +1,96 @@
+//! Uploads: reserve, keep, publish, give up.
+
+use std::time::Instant;
+
+use isotope_proto::id::{RequestId, UploadId};
+use isotope_proto::pb;
+use isotope_proto::pb::upload_service_server::UploadService;
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::upload::{Sealed, Upload, UploadRequest};
+use isotope_proto::wire::{Malformed, published_attributes};
+use tonic::{Request, Response, Status};
+use tracing::debug;
+
+use crate::Core;
+use crate::placement::{self, Target};
+use crate::store::{Outcome, Verb};
+
+pub(super) struct Uploads(pub(super) Core);
+
+impl Uploads {
+    /// The volume that an upload goes to, and the node that writes it.
+    async fn place(&self, request: &UploadRequest) -> Result<Target, Refusal> {
+        let (pools, volumes, nodes) =
+            self.0.store.read(|rows| Ok((rows.pools()?, rows.volumes()?, rows.nodes()?))).await?;
+        let live = self.0.nodes.live().borrow().clone();
+        let target =
+            placement::choose_volume(request, &pools, &volumes, &nodes, &live, |volume| {
+                self.0.nodes.offering(volume)
+            })?;
+        debug!(name = %request.place.name, pool = target.pool, node = target.node.name, reason = target.reason, "volume chosen for an upload");
+        Ok(target)
+    }
+}
+
+#[tonic::async_trait]
+impl UploadService for Uploads {
+    async fn begin(
+        &self,
+        request: Request<pb::BeginUploadRequest>,
+    ) -> Result<Response<pb::Upload>, Status> {
+        let request = UploadRequest::try_from(request.into_inner())?;
+        let target = self.place(&request).await?;
+        self.0.leases.keep([request.id], Instant::now());
+        let (volume, node) = (target.volume, target.node.id);
+        let verb = Verb::BeginUpload { request, volume, node };
+        let Outcome::Upload(Upload { id, image, ino, volume, .. }) =
+            self.0.store.commit(None, verb).await?.outcome
+        else {
+            return Err(Refusal::new(Reason::Storage, "no upload was reserved").into());
+        };
+        Ok(Response::new(pb::Upload {
+            upload_id: id.into(),
+            image_id: image.into(),
+            ino: ino.0,
+            volume_id: volume.into(),
+            address: target.node.address,
+            pool: target.pool,
+            node: target.node.name,
+        }))
+    }
+
+    async fn publish(
+        &self,
+        request: Request<pb::PublishUploadRequest>,
+    ) -> Result<Response<pb::Change>, Status> {
+        let request = request.into_inner();
+        let upload = UploadId::try_from(&*request.upload_id).map_err(Malformed::from)?;
+        let set = published_attributes(&request);
+        let sealed = Sealed::try_from(request)?;
+        let request = Some(RequestId::from_bytes(*upload.as_bytes()));
+        let committed = self.0.commit(request, Verb::Publish { upload, sealed, set }).await?;
+        Ok(Response::new((*committed.change).clone().into()))
+    }
+
+    async fn abort(
+        &self,
+        request: Request<pb::AbortUploadRequest>,
+    ) -> Result<Response<pb::AbortUploadReply>, Status> {
+        let request = request.into_inner();
+        let upload = UploadId::try_from(&*request.upload_id).map_err(Malformed::from)?;
+        let outcome = self.0.store.commit(None, Verb::Abort { upload }).await?.outcome;
+        let published = matches!(outcome, Outcome::TooLate);
+        Ok(Response::new(pb::AbortUploadReply { published }))
+    }
+
+    async fn keep(
+        &self,
+        request: Request<pb::KeepUploadsRequest>,
+    ) -> Result<Response<pb::KeepUploadsReply>, Status> {
+        let ids = request.into_inner().upload_ids;
+        let ids = ids.iter().map(|id| UploadId::try_from(&**id).map_err(Malformed::from));
+        let ids: Vec<UploadId> = ids.collect::<Result<_, _>>()?;
+        self.0.leases.keep(ids, Instant::now());
+        Ok(Response::new(pb::KeepUploadsReply {}))
+    }
+}

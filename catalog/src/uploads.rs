@@ -1,0 +1,238 @@
+//! The rules of uploads, of deleting and of having back. A file exists from the transaction that
+//! publishes it; what its agent has yet to do on disk is recorded in that same transaction.
+
+use isotope_proto::change::{Delta, Edit};
+use isotope_proto::id::{ContentId, ImageId, NodeId, UploadId, VolumeId};
+use isotope_proto::image::{Image, Replica};
+use isotope_proto::name::{EntryName, LibraryPath};
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::time::Timestamp;
+use isotope_proto::tree::{Attributes, Entry, FOLDER_MODE, Place};
+use isotope_proto::upload::{
+    Existing, FileTask, FileTaskKind, Sealed, TaskDone, Trashed, Upload, UploadRequest,
+};
+
+use crate::library::{Node, add_entry, folder, make_folder_in, node, path_of, remove_entry, touch};
+use crate::store::{Edits, Reserved, Rows};
+
+/// How long deleted images can be had back.
+const TRASH_KEPT_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
+
+/// Reserves a name, an image id and an inode number.
+pub(crate) fn begin(
+    edits: &mut Edits<'_>,
+    request: &UploadRequest,
+    volume: VolumeId,
+    node_id: NodeId,
+    now: Timestamp,
+) -> Result<Upload, Refusal> {
+    if let Some(known) = edits.upload(request.id)? {
+        return Ok(known.upload);
+    }
+    let (parent, name) = (folder(edits, &request.place.folder)?, &request.place.name);
+    if edits.is_reserved(parent.ino, name)? {
+        let text = format!("{name} is being written by somebody else");
+        return Err(Refusal::new(Reason::InUse, text));
+    }
+    if let Some(entry) = edits.entry(parent.ino, name)? {
+        match (node(edits, entry.ino)?, request.existing) {
+            (Node::Folder(_), _) => {
+                return Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder")));
+            }
+            (Node::Image(_), Existing::Refuse) => {
+                return Err(Refusal::new(Reason::Exists, format!("{name} exists")));
+            }
+            (Node::Image(_), Existing::Replace) => {}
+        }
+    }
+    let upload = Upload {
+        id: request.id,
+        image: ImageId::mint(now),
+        ino: edits.take_ino()?,
+        volume,
+        node: node_id,
+    };
+    edits.reserve(&Reserved {
+        upload: upload.clone(),
+        parent: parent.ino,
+        name: name.clone(),
+        mode: request.mode,
+    })?;
+    Ok(upload)
+}
+
+/// The commit point. An image of that name makes way and goes to the trash.
+pub(crate) fn publish(
+    edits: &mut Edits<'_>,
+    upload: UploadId,
+    sealed: &Sealed,
+    set: Attributes,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let Some(Reserved { upload, parent, name, mode }) = edits.upload(upload)? else {
+        let text = "the upload was given up; it took too long without a word from its writer";
+        return Err(Refusal::new(Reason::NotFound, text));
+    };
+    edits.release(upload.id)?;
+    let image = Image {
+        id: upload.image,
+        ino: upload.ino,
+        content: ContentId::mint(now),
+        filename: name.to_string(),
+        size_bytes: sealed.stamp.size_bytes,
+        format: sealed.format,
+        os: sealed.os.clone(),
+        mode: set.mode.unwrap_or(mode),
+        created: now,
+        modified: set.modified.unwrap_or(Timestamp(sealed.stamp.mtime_ns)),
+        changed: now,
+        replicas: vec![Replica {
+            volume: upload.volume,
+            path: sealed.path.clone(),
+            stamp: sealed.stamp,
+        }],
+    };
+    let replica = image.replicas[0].clone();
+    edits.write(Delta::Image(Edit::Made(image)))?;
+    edits.set_task(upload.volume, &task(FileTaskKind::Finish, upload.image, &replica))?;
+    let Some(before) = edits.entry(parent, &name)? else {
+        return add_entry(edits, parent, name, upload.ino, now);
+    };
+    // The name stays, and leads to the new image from now on.
+    let after = Entry { ino: upload.ino, ..before.clone() };
+    edits.write(Delta::Entry(Edit::Changed { before: before.clone(), after }))?;
+    touch(edits, parent, now)?;
+    match node(edits, before.ino)? {
+        Node::Image(old) => trash_if_nameless(edits, *old, vec![path_in(edits, &before)?], now),
+        Node::Folder(_) => Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder"))),
+    }
+}
+
+fn task(kind: FileTaskKind, image: ImageId, replica: &Replica) -> FileTask {
+    FileTask { kind, image, path: replica.path.clone(), stamp: replica.stamp }
+}
+
+fn path_in(rows: &Rows<'_>, entry: &Entry) -> Result<String, Refusal> {
+    Ok(path_of(rows, entry.parent)?.join(entry.name.clone()).to_string())
+}
+
+/// Removes a name of an image; with the last one the image goes to the trash.
+pub(crate) fn remove(edits: &mut Edits<'_>, place: &Place, now: Timestamp) -> Result<(), Refusal> {
+    let (parent, name) = (folder(edits, &place.folder)?, &place.name);
+    let Some(entry) = edits.entry(parent.ino, name)? else {
+        return Err(Refusal::new(Reason::NotFound, format!("{name}: no such file")));
+    };
+    match node(edits, entry.ino)? {
+        Node::Folder(_) => Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder"))),
+        Node::Image(image) => {
+            let path = path_in(edits, &entry)?;
+            remove_entry(edits, entry, now)?;
+            trash_if_nameless(edits, *image, vec![path], now)
+        }
+    }
+}
+
+/// An image that lost its last name: out of the library, its files into the trash.
+pub(crate) fn trash_if_nameless(
+    edits: &mut Edits<'_>,
+    image: Image,
+    paths: Vec<String>,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    if !edits.entries_to(image.ino)?.is_empty() {
+        return Ok(());
+    }
+    edits.write(Delta::Image(Edit::Removed(image.clone())))?;
+    for replica in &image.replicas {
+        edits.set_task(replica.volume, &task(FileTaskKind::Trash, image.id, replica))?;
+    }
+    let expires = Timestamp(now.0.saturating_add(TRASH_KEPT_NS));
+    edits.put_in_trash(&Trashed { image, paths, deleted: now, expires })
+}
+
+/// Gives a deleted image its names again, beside whatever has them now.
+pub(crate) fn restore(
+    edits: &mut Edits<'_>,
+    image: ImageId,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let Some(Trashed { image, paths, .. }) = edits.trashed(image)? else {
+        return Err(Refusal::new(Reason::NotFound, format!("{image} is not in the trash")));
+    };
+    edits.take_from_trash(image.id)?;
+    for replica in &image.replicas {
+        edits.set_task(replica.volume, &task(FileTaskKind::Restore, image.id, replica))?;
+    }
+    let ino = image.ino;
+    edits.write(Delta::Image(Edit::Made(image)))?;
+    for path in paths {
+        let path: LibraryPath = path.parse()?;
+        let Some((above, name)) = path.split() else { continue };
+        let mut at = isotope_proto::id::Ino::ROOT;
+        for step in above.names() {
+            at = match edits.entry(at, step)? {
+                None => make_folder_in(edits, at, step, FOLDER_MODE, now)?,
+                Some(entry) if edits.folder(entry.ino)?.is_some() => entry.ino,
+                Some(_) => break,
+            };
+        }
+        let name = free_name(edits, at, &name, "restored")?;
+        add_entry(edits, at, name, ino, now)?;
+    }
+    Ok(())
+}
+
+/// `name`, or where that is taken `stem.ADDITION.ext`, `stem.ADDITION.2.ext`, …
+pub(crate) fn free_name(
+    rows: &Rows<'_>,
+    folder: isotope_proto::id::Ino,
+    name: &EntryName,
+    addition: &str,
+) -> Result<EntryName, Refusal> {
+    let mut candidate = name.clone();
+    let mut tries = 1_u32;
+    while rows.entry(folder, &candidate)?.is_some() || rows.is_reserved(folder, &candidate)? {
+        let numbered = if tries == 1 { addition.to_owned() } else { format!("{addition}.{tries}") };
+        candidate = name.with_addition(&numbered);
+        tries += 1;
+    }
+    Ok(candidate)
+}
+
+/// Deletes from the trash for good; returns how many images and bytes.
+pub(crate) fn purge(edits: &mut Edits<'_>, images: &[ImageId]) -> Result<(u64, u64), Refusal> {
+    let mut purged = (0, 0);
+    for image in images {
+        let Some(Trashed { image, .. }) = edits.trashed(*image)? else { continue };
+        edits.take_from_trash(image.id)?;
+        for replica in &image.replicas {
+            edits.set_task(replica.volume, &task(FileTaskKind::Purge, image.id, replica))?;
+        }
+        purged = (purged.0 + 1, purged.1 + image.size_bytes);
+    }
+    Ok(purged)
+}
+
+/// Takes note of what an agent did. A file whose place was taken has another one now.
+pub(crate) fn tasks_done(
+    edits: &mut Edits<'_>,
+    volume: VolumeId,
+    done: &[TaskDone],
+) -> Result<(), Refusal> {
+    for TaskDone { task, path } in done {
+        if !edits.clear_task(volume, task)? {
+            continue;
+        }
+        let (Some(path), Some(before)) = (path, edits.image(task.image)?) else { continue };
+        let mut after = before.clone();
+        for replica in &mut after.replicas {
+            if replica.volume == volume && replica.path == task.path {
+                replica.path = path.clone();
+            }
+        }
+        if after != before {
+            edits.write(Delta::Image(Edit::Changed { before, after }))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Who closes a file, and in what state: a close by a program that is being killed is not a
+//! close that means it.
+
+use std::fs;
+
+/// `PF_EXITING` of the kernel's `include/linux/sched.h`: set before a dying task's files close.
+const PF_EXITING: u64 = 0x4;
+/// Fields of `/proc/PID/stat` counted from the state, the first one after the name (proc(5)).
+const FLAGS: usize = 6;
+const EXIT_CODE: usize = 49;
+
+/// The thread group of a task; the task itself where it cannot be told.
+pub(crate) fn thread_group(task: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
+    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    group.and_then(|group| group.trim().parse().ok()).unwrap_or(task)
+}
+
+/// Whether a task is on its way out with a signal or a failure.
+pub(crate) fn dies_badly(task: u32) -> bool {
+    fs::read_to_string(format!("/proc/{task}/stat")).is_ok_and(|stat| says_bad_death(&stat))
+}
+
+fn says_bad_death(stat: &str) -> bool {
+    // The name may hold spaces and parentheses of its own.
+    let Some((_, fields)) = stat.rsplit_once(')') else { return false };
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let number = |at: usize| fields.get(at).and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
+    number(FLAGS) & PF_EXITING != 0 && number(EXIT_CODE) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_exit_with_a_code_or_signal_is_bad() {
+        let stat = |flags: u64, code: u32| {
+            let middle = "0 ".repeat(EXIT_CODE - FLAGS - 1);
+            format!("7 (a ) b) R 1 2 3 4 5 {flags} {middle}{code}\n")
+        };
+        for (flags, code, bad) in [
+            (0x40_0000, 0, false),
+            (0x40_0004, 0, false),
+            (0x40_0004, 9, true),
+            (0x40_0004, 256, true),
+            (0x40_0000, 9, false),
+        ] {
+            assert_eq!(says_bad_death(&stat(flags, code)), bad, "{flags:x} {code}");
+        }
+        assert!(!dies_badly(std::process::id()));
+        assert_eq!(thread_group(std::process::id()), std::process::id());
+    }
+}

@@ -1,0 +1,218 @@
+//! A file being written: reserved in the catalogue, its bytes on their way to an agent, published
+//! when its writer closes it and means it. Until then nobody else sees it; given up, nothing of it
+//! remains.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use isotope_proto::id::{Ino, UploadId};
+use isotope_proto::name::EntryName;
+use isotope_proto::time::Timestamp;
+use isotope_proto::tree::Attributes;
+use tokio::sync::OnceCell;
+
+use crate::catalog::Catalog;
+use crate::clock;
+use crate::error::FsError;
+use crate::mirror::{Mirror, Source};
+use crate::remote::Hosts;
+use crate::stage::{Destination, Stage};
+
+/// What a new file is to become.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) parent: Ino,
+    pub(crate) name: EntryName,
+    pub(crate) ino: Ino,
+    pub(crate) mode: u32,
+    pub(crate) to: Destination,
+}
+
+/// One file being written, by however many handles.
+pub(crate) struct Upload {
+    pub(crate) draft: Draft,
+    catalog: Catalog,
+    hosts: Arc<Hosts>,
+    mirror: Arc<Mirror>,
+    stage: OnceCell<Stage>,
+    size_bytes: AtomicU64,
+    written: AtomicBool,
+    pub(crate) handles: AtomicUsize,
+    set: Mutex<Set>,
+    /// How it ended; whoever asks for the end waits for the one that brings it about.
+    end: OnceCell<Result<(), FsError>>,
+}
+
+/// What was set on it, and when it was last written.
+#[derive(Debug, Clone, Copy)]
+struct Set {
+    attributes: Attributes,
+    touched: Timestamp,
+}
+
+impl Upload {
+    pub(crate) fn new(
+        draft: Draft,
+        catalog: Catalog,
+        hosts: Arc<Hosts>,
+        mirror: Arc<Mirror>,
+    ) -> Self {
+        Self {
+            draft,
+            catalog,
+            hosts,
+            mirror,
+            stage: OnceCell::new(),
+            size_bytes: AtomicU64::new(0),
+            written: AtomicBool::new(false),
+            handles: AtomicUsize::new(0),
+            set: Mutex::new(Set { attributes: Attributes::default(), touched: clock::now() }),
+            end: OnceCell::new(),
+        }
+    }
+
+    fn set(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn id(&self) -> UploadId {
+        self.draft.to.upload
+    }
+
+    /// Size, mode and time of modification, as its writer sees them.
+    pub(crate) fn shown(&self) -> (u64, u32, Timestamp) {
+        let set = *self.set();
+        (
+            self.size_bytes.load(Ordering::Relaxed),
+            set.attributes.mode.unwrap_or(self.draft.mode),
+            set.attributes.modified.unwrap_or(set.touched),
+        )
+    }
+
+    /// Whether bytes were written, or its size set.
+    pub(crate) fn is_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.end.initialized()
+    }
+
+    /// Mode and times that go with it when it is published.
+    pub(crate) fn set_attributes(&self, attributes: Attributes) {
+        let mut set = self.set();
+        set.attributes.mode = attributes.mode.or(set.attributes.mode);
+        set.attributes.modified = attributes.modified.or(set.attributes.modified);
+    }
+
+    async fn stage(&self) -> Result<&Stage, FsError> {
+        if self.is_over() {
+            // A finished image is not changed in place.
+            return Err(FsError::NotPermitted);
+        }
+        self.stage.get_or_try_init(|| Stage::open(&self.hosts, &self.draft.to)).await
+    }
+
+    fn wrote(&self) {
+        self.written.store(true, Ordering::Relaxed);
+        let mut set = self.set();
+        set.touched = clock::now();
+        // Writing after setting a time makes it now, as on any file system.
+        set.attributes.modified = None;
+    }
+
+    pub(crate) async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
+        let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+        self.stage().await?.write(offset, data).await?;
+        self.size_bytes.fetch_max(end, Ordering::Relaxed);
+        self.wrote();
+        Ok(())
+    }
+
+    pub(crate) async fn truncate(&self, size_bytes: u64) -> Result<(), FsError> {
+        // A new file is empty, and asked to be so by every O_TRUNC.
+        if size_bytes == 0 && !self.is_written() {
+            return Ok(());
+        }
+        self.stage().await?.truncate(size_bytes).await?;
+        self.size_bytes.store(size_bytes, Ordering::Relaxed);
+        self.wrote();
+        Ok(())
+    }
+
+    pub(crate) async fn allocate(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        self.stage().await?.allocate(offset, len).await?;
+        self.size_bytes.fetch_max(offset.saturating_add(len), Ordering::Relaxed);
+        self.wrote();
+        Ok(())
+    }
+
+    pub(crate) async fn read(&self, offset: u64, len: u32) -> Result<Bytes, FsError> {
+        if offset >= self.size_bytes.load(Ordering::Relaxed) {
+            return Ok(Bytes::new());
+        }
+        self.stage().await?.read(offset, len.into()).await
+    }
+
+    /// Durable, and no more than that.
+    pub(crate) async fn sync(&self) -> Result<(), FsError> {
+        match self.stage.get() {
+            Some(stage) if !self.is_over() => stage.sync().await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Publishes it, once; everybody who asks hears how that ended. A failed file is given up
+    /// before the error is told, so that nothing appears after it.
+    pub(crate) async fn commit(self: &Arc<Self>) -> Result<(), FsError> {
+        // A task of its own: whoever asked may be interrupted, and this must not stop half way.
+        let this = Arc::clone(self);
+        let ended = tokio::spawn(async move {
+            let publish = || async {
+                match this.try_commit().await {
+                    Ok(()) => Ok(()),
+                    Err(error) => this.settle_failure(error).await,
+                }
+            };
+            this.end.get_or_init(publish).await.clone()
+        });
+        ended.await.unwrap_or_else(|error| Err(FsError::Storage(error.to_string())))
+    }
+
+    async fn try_commit(&self) -> Result<(), FsError> {
+        let sealed = self.stage().await?.seal(self.draft.name.to_string()).await?;
+        let set = self.set().attributes;
+        let change = self.catalog.publish(self.id(), sealed, set).await?;
+        // As if from the feed: the kernel does not know yet that the name leads elsewhere now.
+        self.mirror.settle(&change, Source::Feed).await;
+        self.mirror.told(self.draft.parent).await;
+        Ok(())
+    }
+
+    /// After a failure the upload is given up for certain, unless it turns out to be published.
+    async fn settle_failure(&self, error: FsError) -> Result<(), FsError> {
+        tracing::warn!(name = %self.draft.name, %error, "an upload failed");
+        match self.catalog.abort(self.id()).await {
+            Ok(true) => Ok(()),
+            // Unreachable: its lease ends there, and with it the upload.
+            Ok(false) | Err(_) => Err(error),
+        }
+    }
+
+    /// Gives it up, unless it is over.
+    pub(crate) async fn give_up(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let given_up = tokio::spawn(async move {
+            let abort = || async {
+                if let Err(error) = this.catalog.abort(this.id()).await {
+                    tracing::debug!(%error, "an upload is left to its lease");
+                }
+                Err(FsError::Stale)
+            };
+            let _ = this.end.get_or_init(abort).await;
+        });
+        // A panic there is logged by the runtime; the lease does the rest.
+        drop(given_up.await);
+    }
+}
