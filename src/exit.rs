@@ -69,6 +69,7 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             | MountPointError::Stale { .. }
             | MountPointError::Io { .. }
             | MountPointError::NoFuse
+            | MountPointError::FuseDenied(_)
             | MountPointError::NoFusermount => FAILURE,
         });
     }

@@ -171,8 +171,10 @@ impl Report<'_, '_> {
         }
         let new = self.make_image(file, mode)?;
         for before in names {
+            let parent = before.parent;
             let after = Entry { ino: new.ino, ..before.clone() };
             self.edits.write(Delta::Entry(Edit::Changed { before, after }))?;
+            touch(self.edits, parent, self.now)?;
         }
         self.edits.write(Delta::Image(Edit::Removed(old)))?;
         Ok(new.id)

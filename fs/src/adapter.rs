@@ -32,6 +32,8 @@ use crate::{READ_REQUEST_BYTES, clock, errno};
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
 const BACKGROUND_MAX: u16 = 64;
+/// There is no limit; 0 would look like a full file system to whoever watches `df -i`.
+const INODES_FREE: u64 = 1 << 32;
 /// `statfs` counts in these.
 const BLOCK_BYTES: u32 = 4096;
 
@@ -503,8 +505,8 @@ impl Filesystem for Adapter {
             blocks(room.capacity_bytes),
             blocks(room.free_bytes),
             blocks(room.available_bytes),
-            tree.inode_count(),
-            0,
+            tree.inode_count() + INODES_FREE,
+            INODES_FREE,
             BLOCK_BYTES,
             name_max,
             BLOCK_BYTES,

@@ -283,7 +283,14 @@ impl Handle {
     }
 
     async fn fetch(&self, range: ByteRange) -> Result<Bytes, FsError> {
-        self.source.hosts.fetch_any(|| self.routes(), range).await
+        let fetched = self.source.hosts.fetch_any(|| self.routes(), range).await;
+        match fetched {
+            // Its bytes have gone with it, rather than out of reach.
+            Err(FsError::Unreachable(_)) if self.source.mirror.tree().get(self.ino).is_none() => {
+                Err(FsError::Replaced)
+            }
+            fetched => fetched,
+        }
     }
 
     /// As the catalogue knows the image now; as it was opened, if it has gone since.

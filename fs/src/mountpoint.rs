@@ -1,5 +1,6 @@
 //! The mount point: what may be mounted on, what is in the way, and how a mount ends.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +35,8 @@ pub enum MountPointError {
         "/dev/fuse is missing; load the module (modprobe fuse), or allow the device in this container"
     )]
     NoFuse,
+    #[error("cannot open /dev/fuse: {0}; allow the device in this container")]
+    FuseDenied(io::Error),
     #[error("fusermount3 is missing; install the package fuse3, or mount as root")]
     NoFusermount,
 }
@@ -43,8 +46,12 @@ pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
     if !Path::new("/dev/fuse").exists() {
         return Err(MountPointError::NoFuse);
     }
-    if !rustix::process::geteuid().is_root() && !in_path("fusermount3") {
-        return Err(MountPointError::NoFusermount);
+    if !rustix::process::geteuid().is_root() {
+        if !in_path("fusermount3") {
+            return Err(MountPointError::NoFusermount);
+        }
+    } else if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+        return Err(MountPointError::FuseDenied(error));
     }
     if let Some(kind) = mounted_kind(path) {
         if kind != FILE_SYSTEM_TYPE {

@@ -40,6 +40,8 @@ pub(crate) struct Upload {
     written: AtomicBool,
     pub(crate) handles: AtomicUsize,
     set: Mutex<Set>,
+    /// The first write that failed.
+    failed: Mutex<Option<FsError>>,
     /// How it ended; whoever asks for the end waits for the one that brings it about.
     end: OnceCell<Result<(), FsError>>,
 }
@@ -68,6 +70,7 @@ impl Upload {
             written: AtomicBool::new(false),
             handles: AtomicUsize::new(0),
             set: Mutex::new(Set { attributes: Attributes::default(), touched: clock::now() }),
+            failed: Mutex::default(),
             end: OnceCell::new(),
         }
     }
@@ -111,7 +114,27 @@ impl Upload {
             // A finished image is not changed in place.
             return Err(FsError::NotPermitted);
         }
-        self.stage.get_or_try_init(|| Stage::open(&self.hosts, &self.draft.to)).await
+        let failed = self.failed().clone();
+        match failed {
+            Some(error) => Err(error),
+            None => self.stage.get_or_try_init(|| Stage::open(&self.hosts, &self.draft.to)).await,
+        }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Option<FsError>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a failure: what could not be written must not be published as if it had not been
+    /// meant, whatever the program does next.
+    fn keep_failure<T>(&self, result: Result<T, FsError>) -> Result<T, FsError> {
+        if let Err(error) = &result
+            && !self.is_over()
+        {
+            self.failed().get_or_insert_with(|| error.clone());
+            self.written.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     fn wrote(&self) {
@@ -124,7 +147,8 @@ impl Upload {
 
     pub(crate) async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
         let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
-        self.stage().await?.write(offset, data).await?;
+        let written = async { self.stage().await?.write(offset, data).await };
+        self.keep_failure(written.await)?;
         self.size_bytes.fetch_max(end, Ordering::Relaxed);
         self.wrote();
         Ok(())
@@ -135,14 +159,16 @@ impl Upload {
         if size_bytes == 0 && !self.is_written() {
             return Ok(());
         }
-        self.stage().await?.truncate(size_bytes).await?;
+        let truncated = async { self.stage().await?.truncate(size_bytes).await };
+        self.keep_failure(truncated.await)?;
         self.size_bytes.store(size_bytes, Ordering::Relaxed);
         self.wrote();
         Ok(())
     }
 
     pub(crate) async fn allocate(&self, offset: u64, len: u64) -> Result<(), FsError> {
-        self.stage().await?.allocate(offset, len).await?;
+        let allocated = async { self.stage().await?.allocate(offset, len).await };
+        self.keep_failure(allocated.await)?;
         self.size_bytes.fetch_max(offset.saturating_add(len), Ordering::Relaxed);
         self.wrote();
         Ok(())

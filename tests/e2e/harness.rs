@@ -109,8 +109,13 @@ impl World {
     }
 
     pub(crate) fn mount_point(&self, name: &str) -> PathBuf {
-        let path = self.make_dir(name);
-        self.mounts.lock().expect("the mounts").push(path.clone());
+        let path = self.path(name);
+        let mut mounts = self.mounts.lock().expect("the mounts");
+        // What a killed mount left there must not be touched.
+        if !mounts.contains(&path) {
+            fs::create_dir_all(&path).expect("a directory");
+            mounts.push(path.clone());
+        }
         path
     }
 

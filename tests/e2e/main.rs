@@ -3,6 +3,7 @@
 mod bad_input;
 mod boot;
 mod commands;
+mod faults;
 mod harness;
 mod model;
 mod parts;
