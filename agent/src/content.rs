@@ -57,7 +57,11 @@ pub(crate) async fn read(
 
 fn open(volume: &Volume, image: ImageId) -> Result<(File, Stamp), Refusal> {
     let offline = |reason| Refusal::new(Reason::Unavailable, reason);
-    let gone = || Refusal::new(Reason::NotFound, format!("{image} is not on this volume"));
+    let gone = || match volume.is_settled() {
+        true => Refusal::new(Reason::NotFound, format!("{image} is not on this volume")),
+        // It may be there: asked again, there is an answer.
+        false => Refusal::new(Reason::Unavailable, "the volume is still being looked through"),
+    };
     let root = volume.root().map_err(offline)?;
     let locate = || {
         let index = volume.index();
@@ -124,6 +128,7 @@ mod tests {
         let (_, stamp) = open_file(&root, "iso/a.iso").expect("opened");
         let path = VolumePath::parse("iso/a.iso").expect("a path");
         volume.index_mut().insert(path, Known { image: IMAGE, stamp });
+        volume.settle();
         Arc::new(volume)
     }
 

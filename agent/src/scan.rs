@@ -53,6 +53,7 @@ pub(crate) async fn scan(
         warn!(volume = %volume.id, pool = volume.pool_name, failure, "scan failed");
         outcome.failure = Some(failure);
     } else {
+        volume.settle();
         info!(
             pool = volume.pool_name,
             files = outcome.files_seen,

@@ -15,7 +15,7 @@ use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::upload::Sealed;
 use rustix::fs::{
-    AtFlags, FallocateFlags, Mode, OFlags, fallocate, fstat, mkdirat, openat, unlinkat,
+    AtFlags, FallocateFlags, Mode, OFlags, fallocate, fstat, mkdirat, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use tracing::warn;
@@ -192,10 +192,15 @@ pub(crate) fn left_behind(volume: &Volume, node: NodeId) -> io::Result<Vec<Image
         if volume.is_writing(image) {
             continue;
         }
-        if texts.contains(&&*format!("{image}.{INTENT}")) {
-            whole.push(image);
-        } else {
-            unlinkat(dir.as_fd(), *name, AtFlags::empty())?;
+        // Asked for now, not of the listing: it may have been sealed since, and its intent is
+        // durable before its writer is gone.
+        match statat(&dir, format!("{image}.{INTENT}"), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => whole.push(image),
+            Err(Errno::NOENT) => match unlinkat(dir.as_fd(), *name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(whole)

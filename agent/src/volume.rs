@@ -57,6 +57,9 @@ pub(crate) struct Volume {
     index: RwLock<Index>,
     /// Images being written through this process.
     writing: Mutex<HashSet<ImageId>>,
+    /// Whether it was scanned since this process began: until then the index may lag behind what
+    /// a killed one had done.
+    settled: AtomicBool,
     /// Its directory does not answer; who asked it for anything would wait with it.
     silent: AtomicBool,
 }
@@ -139,6 +142,7 @@ impl Checked {
             root: RwLock::new(root),
             index: RwLock::new(index),
             writing: Mutex::default(),
+            settled: AtomicBool::new(false),
             silent: AtomicBool::new(false),
         })
     }
@@ -216,6 +220,14 @@ impl Volume {
             Root::Open(root) => Ok(Arc::clone(root)),
             Root::Offline(reason) => Err(reason.clone()),
         }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_writing(&self, image: ImageId) -> bool {

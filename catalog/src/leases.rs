@@ -40,7 +40,8 @@ impl Leases {
     /// Of all uploads, those that nobody has kept; the others' leases are all that is remembered.
     pub(crate) fn lapsed(&self, all: &[UploadId], now: Instant) -> Vec<UploadId> {
         let mut state = self.lock();
-        state.uploads.retain(|id, _| all.contains(id));
+        // One that has just begun is kept before it is recorded.
+        state.uploads.retain(|id, at| all.contains(id) || now.duration_since(*at) <= UPLOAD_LEASE);
         let kept_at = |id: &UploadId| state.uploads.get(id).copied().unwrap_or(self.born);
         let lapsed = |id: &&UploadId| now.duration_since(kept_at(id)) > UPLOAD_LEASE;
         all.iter().filter(lapsed).copied().collect()
@@ -75,6 +76,9 @@ mod tests {
         leases.keep([ids[0]], at(15));
         assert_eq!(leases.lapsed(&ids, at(30)), [ids[1]]);
         assert_eq!(leases.lapsed(&ids[..1], at(36)), [ids[0]]);
+        leases.keep([ids[1]], at(40));
+        assert!(leases.lapsed(&ids[..1], at(41)).contains(&ids[0]));
+        assert!(!leases.lapsed(&ids, at(42)).contains(&ids[1]), "kept before it was recorded");
     }
 
     #[test]

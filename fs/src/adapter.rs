@@ -23,13 +23,11 @@ use tracing::debug;
 
 use crate::attr::{self, Owner};
 use crate::error::FsError;
-use crate::files::{Answer, DOTS, Files, LIFETIME};
+use crate::files::{Answer, DOTS, Files, LIFETIME, WRITE_DEADLINE};
 use crate::handle::Open;
 use crate::writer::Writer;
 use crate::{READ_REQUEST_BYTES, clock, errno};
 
-/// A write is answered once its bytes are on their way; when nothing moves for so long, it fails.
-const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
 const BACKGROUND_MAX: u16 = 64;
 /// There is no limit; 0 would look like a full file system to whoever watches `df -i`.
@@ -277,10 +275,14 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
         let upload = self.files.uploads.get(ino);
-        if flags.acc_mode() != OpenAccMode::O_RDONLY || upload.is_some() {
+        let handles = &self.files.handles;
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
             // A finished image may be opened so, to be truncated; a write to it is refused.
-            let writer = Writer::new(ino, req.pid(), upload);
-            let id = self.files.handles.open_for_writing(writer);
+            let id = handles.open_for_writing(Writer::new(ino, req.pid(), upload));
+            return reply.opened(FileHandle(id), FopenFlags::FOPEN_DIRECT_IO);
+        }
+        if let Some(upload) = upload {
+            let id = handles.open_for_looking(upload);
             return reply.opened(FileHandle(id), FopenFlags::FOPEN_DIRECT_IO);
         }
         match self.files.handles.open(ino) {
@@ -315,8 +317,7 @@ impl Filesystem for Adapter {
         let data = Bytes::copy_from_slice(data);
         self.runtime.spawn(async move {
             let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            let written = timeout(WRITE_DEADLINE, upload.write(offset, data));
-            match written.await.unwrap_or(Err(FsError::TimedOut)) {
+            match upload.write(offset, data).await {
                 Ok(()) => reply.written(len),
                 Err(error) => reply.error(errno::of(&error)),
             }
@@ -360,16 +361,17 @@ impl Filesystem for Adapter {
             Ok(open) => open,
             Err(error) => return reply.error(errno::of(&error)),
         };
+        let files = self.files.clone();
         self.runtime.spawn(async move {
             let read = match open {
                 Open::Reading(handle) => handle.read(offset, size).await,
-                Open::Writing(writer) => match writer.upload() {
-                    Some(upload) => {
-                        let read = timeout(WRITE_DEADLINE, upload.read(offset, size));
-                        read.await.unwrap_or(Err(FsError::TimedOut))
-                    }
-                    None => Err(FsError::NotPermitted),
-                },
+                Open::Looking(upload) => {
+                    let ino = upload.draft.ino;
+                    files.read_written(ino, Some(upload), offset, size).await
+                }
+                Open::Writing(writer) => {
+                    files.read_written(writer.ino, writer.upload(), offset, size).await
+                }
             };
             match read {
                 Ok(bytes) => reply.data(&bytes),

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use isotope_proto::change::Change;
 use isotope_proto::id::{EntryId, Ino};
 use isotope_proto::name::EntryName;
@@ -26,6 +27,8 @@ use crate::writer::Verdict;
 
 /// How long the kernel may believe names and attributes, known or absent: the feed corrects it.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// A write is answered once its bytes are on their way; when nothing moves for so long, it fails.
+pub(crate) const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 /// Cookies of `.` and `..`; entries follow at their id plus this.
 pub(crate) const DOTS: u64 = 2;
 /// Cookies of files being written follow those of all entries there will ever be.
@@ -191,6 +194,25 @@ impl Files {
             self.uploads.commit(&upload).await?;
         }
         Ok(())
+    }
+
+    /// Reads through a descriptor of a file that was, or is being, written.
+    pub(crate) async fn read_written(
+        &self,
+        ino: Ino,
+        upload: Option<Arc<Upload>>,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes, FsError> {
+        match upload {
+            Some(upload) if !upload.is_over() => {
+                let read = timeout(WRITE_DEADLINE, upload.read(offset, size));
+                read.await.unwrap_or(Err(FsError::TimedOut))
+            }
+            // Published meanwhile: an image like any other.
+            Some(upload) => self.handles.reader(upload.draft.ino)?.read(offset, size).await,
+            None => self.handles.reader(ino)?.read(offset, size).await,
+        }
     }
 
     /// Carries out what a close means; an error is the closing program's to hear.

@@ -17,6 +17,7 @@ use crate::read_ahead::{BLOCK_BYTES, Plan, Window};
 use crate::remote::Hosts;
 use crate::replicas::{Route, routes};
 use crate::tree::{ImageNode, Inode};
+use crate::upload::Upload;
 use crate::writer::Writer;
 
 /// Blocks on their way or unread, in the mount as a whole: 128 MiB.
@@ -41,6 +42,8 @@ pub(crate) struct Handles {
 pub(crate) enum Open {
     Reading(Arc<Handle>),
     Writing(Arc<Writer>),
+    /// Reading a file that is being written here: its closes mean nothing.
+    Looking(Arc<Upload>),
 }
 
 /// Where bytes come from.
@@ -85,14 +88,22 @@ impl Handles {
 
     /// Opens an image for reading; needs no host.
     pub(crate) fn open(&self, ino: Ino) -> Result<u64, FsError> {
+        Ok(self.add(Open::Reading(self.reader(ino)?)))
+    }
+
+    pub(crate) fn open_for_looking(&self, upload: Arc<Upload>) -> u64 {
+        self.add(Open::Looking(upload))
+    }
+
+    /// Reads an image without being listed as open.
+    pub(crate) fn reader(&self, ino: Ino) -> Result<Arc<Handle>, FsError> {
         let image = self.source.mirror.with(ino, |inode| match inode {
             Inode::Image(image) => Ok(image.clone()),
             Inode::Folder(_) => Err(FsError::IsAFolder),
         });
         let image = image.ok_or(FsError::Stale)??;
         let source = Arc::clone(&self.source);
-        let handle = Handle { ino, image, source, ahead: Mutex::default() };
-        Ok(self.add(Open::Reading(Arc::new(handle))))
+        Ok(Arc::new(Handle { ino, image, source, ahead: Mutex::default() }))
     }
 
     pub(crate) fn open_for_writing(&self, writer: Writer) -> u64 {
@@ -120,7 +131,7 @@ impl Handles {
     pub(crate) fn writer(&self, id: u64) -> Result<Arc<Writer>, FsError> {
         match self.get(id)? {
             Open::Writing(writer) => Ok(writer),
-            Open::Reading(_) => Err(FsError::BadHandle),
+            Open::Reading(_) | Open::Looking(_) => Err(FsError::BadHandle),
         }
     }
 
@@ -134,7 +145,7 @@ impl Handles {
             Open::Writing(it) if it.ino == ino && it.opener == opener && it.upload().is_none() => {
                 Some(Arc::clone(it))
             }
-            Open::Writing(_) | Open::Reading(_) => None,
+            Open::Writing(_) | Open::Reading(_) | Open::Looking(_) => None,
         })
     }
 
@@ -159,7 +170,7 @@ impl Handles {
             .values()
             .filter_map(|open| match open {
                 Open::Reading(it) => Some(it.image.id),
-                Open::Writing(_) => None,
+                Open::Writing(_) | Open::Looking(_) => None,
             })
             .collect::<std::collections::BTreeSet<_>>();
         images.into_iter().collect()

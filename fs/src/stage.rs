@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use isotope_proto::id::{ImageId, UploadId, VolumeId};
@@ -15,6 +15,7 @@ use isotope_proto::upload::Sealed;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
 use crate::remote::Hosts;
@@ -34,6 +35,9 @@ pub(crate) struct Destination {
     pub(crate) address: String,
 }
 
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 type Answer = Result<stage_reply::Reply, FsError>;
 
 /// One open stream.
@@ -46,12 +50,14 @@ pub(crate) struct Stage {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    /// Cancelled by the first failure that ends the stream.
+    over: CancellationToken,
 }
 
 #[derive(Default)]
 struct State {
-    /// One a request, in order; writes have nobody waiting.
-    waiting: VecDeque<Option<oneshot::Sender<Answer>>>,
+    /// One a request, in order, and since when; writes have nobody waiting.
+    waiting: VecDeque<(Instant, Option<oneshot::Sender<Answer>>)>,
     failure: Option<FsError>,
 }
 
@@ -60,10 +66,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn waits_too_long(&self) -> bool {
+        self.lock().waiting.front().is_some_and(|(since, _)| since.elapsed() > SILENCE_MAX)
+    }
+
     fn fail(&self, error: &FsError) {
         let mut state = self.lock();
         state.failure.get_or_insert_with(|| error.clone());
-        for waiting in state.waiting.drain(..).flatten() {
+        self.over.cancel();
+        for waiting in state.waiting.drain(..).filter_map(|(_, waiting)| waiting) {
             // Whoever waited may have given up.
             let _ = waiting.send(Err(error.clone()));
         }
@@ -94,15 +105,19 @@ impl Stage {
     ) -> Result<(), FsError> {
         // Answers come in the order of requests, so the two queues must agree.
         let _turn = self.turn.lock().await;
-        let permit = self.requests.reserve().await.map_err(|_| lost())?;
+        let permit = tokio::select! {
+            permit = self.requests.reserve() => permit.ok(),
+            () = self.shared.over.cancelled() => None,
+        };
         {
             let mut state = self.shared.lock();
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
             }
-            state.waiting.push_back(answer);
+            let Some(permit) = permit else { return Err(lost()) };
+            state.waiting.push_back((Instant::now(), answer));
+            permit.send(pb::StageRequest { request: Some(request) });
         }
-        permit.send(pb::StageRequest { request: Some(request) });
         Ok(())
     }
 
@@ -165,11 +180,11 @@ fn lost() -> FsError {
 
 async fn hear(mut replies: tonic::Streaming<pb::StageReply>, shared: Arc<Shared>) {
     loop {
-        let reply = match timeout(SILENCE_MAX, replies.message()).await {
+        let reply = match timeout(LOOK_EVERY, replies.message()).await {
             Ok(Ok(Some(pb::StageReply { reply: Some(reply) }))) => reply,
             Ok(Ok(_) | Err(_)) => return shared.fail(&lost()),
-            Err(_) if shared.lock().waiting.is_empty() => continue,
-            Err(_) => return shared.fail(&FsError::TimedOut),
+            Err(_) if shared.waits_too_long() => return shared.fail(&FsError::TimedOut),
+            Err(_) => continue,
         };
         let answer = match reply {
             stage_reply::Reply::Failed(failed) => Err(FsError::from(Refusal::from(failed))),
@@ -180,7 +195,7 @@ async fn hear(mut replies: tonic::Streaming<pb::StageReply>, shared: Arc<Shared>
             if let Err(error) = &answer {
                 state.failure.get_or_insert_with(|| error.clone());
             }
-            state.waiting.pop_front().flatten()
+            state.waiting.pop_front().and_then(|(_, waiting)| waiting)
         };
         if let Some(waiting) = waiting {
             let _ = waiting.send(answer);

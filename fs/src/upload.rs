@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use crate::catalog::Catalog;
 use crate::clock;
 use crate::error::FsError;
+use crate::files::WRITE_DEADLINE;
 use crate::mirror::{Mirror, Source};
 use crate::remote::Hosts;
 use crate::stage::{Destination, Stage};
@@ -148,7 +149,8 @@ impl Upload {
     pub(crate) async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
         let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
         let written = async { self.stage().await?.write(offset, data).await };
-        self.keep_failure(written.await)?;
+        let written = tokio::time::timeout(WRITE_DEADLINE, written);
+        self.keep_failure(written.await.unwrap_or(Err(FsError::TimedOut)))?;
         self.size_bytes.fetch_max(end, Ordering::Relaxed);
         self.wrote();
         Ok(())

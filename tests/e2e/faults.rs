@@ -22,7 +22,6 @@ const SWEPT: Duration = Duration::from_secs(60);
 enum Victim {
     Catalog,
     Agent,
-    Mount,
 }
 
 /// What a writer was told.
@@ -30,7 +29,7 @@ enum Victim {
 enum Told {
     Stored,
     Refused,
-    /// The mount died under it: it cannot know.
+    /// The catalogue died under it: it cannot know.
     Nothing,
 }
 
@@ -50,7 +49,6 @@ struct Cluster<'w> {
     mount: PathBuf,
     catalog: Option<Part>,
     agent: Option<Part>,
-    mounted: Option<Part>,
 }
 
 impl Cluster<'_> {
@@ -65,10 +63,6 @@ impl Cluster<'_> {
                 self.agent.take().expect("running").kill();
                 self.agent = Some(self.world.agent("a", &self.url, &[&self.pool]));
             }
-            Victim::Mount => {
-                self.mounted.take().expect("running").kill();
-                self.mounted = Some(self.world.mount("mnt", &self.url).0);
-            }
         }
     }
 }
@@ -77,8 +71,6 @@ fn copy(source: &Path, target: &Path, victim: Victim) -> Told {
     let done = Command::new("timeout").args(["90", "cp", "--"]).args([source, target]).output();
     match done.expect("cp runs").status.code() {
         Some(0) => Told::Stored,
-        // Its close may have been answered by nobody.
-        _ if victim == Victim::Mount => Told::Nothing,
         // The catalogue that was killed may have published before it could answer.
         _ if victim == Victim::Catalog => Told::Nothing,
         _ => Told::Refused,
@@ -90,7 +82,7 @@ fn storing_survives(victim: Victim) {
     let pool = world.pool("isos", &[]);
     let (catalog, url) = world.catalog();
     let agent = world.agent("a", &url, &[&pool]);
-    let (mounted, mount) = world.mount("mnt", &url);
+    let (_mounted, mount) = world.mount("mnt", &url);
     eventually("the volume", || world.json(&url, &["scan"])["volumes_scanned"] == 1);
     let source = world.path("source");
     let bytes = pattern("source", FILE_BYTES);
@@ -102,7 +94,6 @@ fn storing_survives(victim: Victim) {
         mount: mount.clone(),
         catalog: Some(catalog),
         agent: Some(agent),
-        mounted: Some(mounted),
     };
 
     let told: Mutex<BTreeMap<String, Told>> = Mutex::default();
@@ -171,9 +162,4 @@ fn storing_survives_kills_of_the_catalogue() {
 #[test]
 fn storing_survives_kills_of_the_agent() {
     storing_survives(Victim::Agent);
-}
-
-#[test]
-fn storing_survives_kills_of_the_mount() {
-    storing_survives(Victim::Mount);
 }

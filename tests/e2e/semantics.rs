@@ -167,7 +167,7 @@ fn a_file_appears_whole_when_it_is_closed() {
     let (_up, url, mount) = world.up(&[&pool]);
     let (_second, second) = world.mount("second", &url);
     let path = mount.join("linux/new.iso");
-    let mut file = File::create(&path).expect("made");
+    let file = File::create(&path).expect("made");
     // Out of order, with a hole.
     file.write_all_at(b"tail", 3_000_000).expect("written");
     file.write_all_at(&pattern("head", 1_000_000), 0).expect("written");
@@ -179,8 +179,17 @@ fn a_file_appears_whole_when_it_is_closed() {
     assert_eq!(walk(&pool.join("iso")), Vec::<String>::new(), "nor does the pool");
     assert_eq!(errno(fs::remove_dir(mount.join("linux"))), ENOTEMPTY);
     assert_eq!(errno(File::create(second.join("linux/new.iso"))), EBUSY, "one writer a name");
-    io::Write::flush(&mut file).expect("flushed");
+    // Somebody looks at it on this mount: that is no close of its writer's.
+    let looker = File::open(&path).expect("opened");
+    let mut tail = [0; 4];
+    looker.read_exact_at(&mut tail, 3_000_000).expect("read back");
+    assert_eq!(&tail, b"tail");
+    drop(File::open(&path).expect("opened again"));
+    file.write_all_at(b"TAIL", 3_000_000).expect("it is still being written");
+    file.write_all_at(b"tail", 3_000_000).expect("written");
     drop(file);
+    looker.read_exact_at(&mut tail, 3_000_000).expect("and read once it is published");
+    assert_eq!(&tail, b"tail");
     let mut expected = pattern("head", 1_000_000);
     expected.resize(3_000_000, 0);
     expected.extend_from_slice(b"tail");
