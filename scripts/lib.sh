@@ -23,6 +23,11 @@ reason_for() {
         ipxe | grub-rescue-pc) echo 'ships a real ISO to read and boot' ;;
         xorriso) echo 'makes ISOs' ;;
         qemu-system-x86) echo 'boots an ISO from the mount' ;;
+        qemu-utils | rsync | curl) echo 'stores files through the mount' ;;
+        fio) echo 'writes and verifies' ;;
+        e2fsprogs) echo 'makes small and read-only volumes' ;;
+        iproute2 | nftables) echo 'makes hosts with networks of their own' ;;
+        faketime) echo 'sets clocks wrong' ;;
         *) echo 'used by this script' ;;
     esac
 }
