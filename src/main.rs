@@ -10,6 +10,8 @@ mod telemetry;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Only in a binary built for tests.
+    let _crash_points = fail::has_failpoints().then(fail::FailScenario::setup);
     match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error),

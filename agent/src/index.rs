@@ -211,6 +211,13 @@ impl Index {
         }
     }
 
+    /// The image no longer lies there; another that has taken the place does.
+    pub(crate) fn remove_from(&mut self, path: &VolumePath, image: ImageId) {
+        if self.files.get(path).is_some_and(|known| known.image == image) {
+            self.remove(path);
+        }
+    }
+
     /// Unless the image has been found elsewhere since.
     fn forget_path(&mut self, image: ImageId, path: &VolumePath) {
         if self.paths.get(&image) == Some(path) {

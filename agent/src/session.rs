@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use isotope_proto::VERSION;
 use isotope_proto::cluster::Node;
+use isotope_proto::crash_point;
 use isotope_proto::id::{BootId, Incarnation, NodeId, ScanId, VolumeId};
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::pb::{self, agent_message::Message, catalog_message, scan_update};
@@ -336,7 +337,9 @@ async fn run_tasks(volume: &Arc<Volume>, node: NodeId, tasks: Vec<FileTask>, mut
     let mut report =
         tonic::Request::new(pb::ReportTasksRequest { volume_id: volume.id.into(), done });
     report.set_timeout(REPORT_MAX);
-    if let Err(status) = link.client.report_tasks(report).await {
+    let reported = link.client.report_tasks(report).await;
+    crash_point!("agent.tasks.reported");
+    if let Err(status) = reported {
         warn!(volume = %volume.id, reason = %Refusal::from(status), "finished tasks could not be reported; they are asked for again");
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, NodeId};
 use isotope_proto::image::{ImageFormat, Stamp};
 use isotope_proto::name::{EntryName, VolumePath};
@@ -98,6 +99,7 @@ impl Staged {
                 return Err(refused(&error.into()));
             }
         };
+        crash_point!("agent.stage.created");
         Ok(Self { volume, image, dir, dir_path, file, state: State::Open })
     }
 
@@ -110,7 +112,9 @@ impl Staged {
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        self.open()?.write_all_at(data, offset).map_err(|error| refused(&error))
+        self.open()?.write_all_at(data, offset).map_err(|error| refused(&error))?;
+        crash_point!("agent.stage.written");
+        Ok(())
     }
 
     pub(crate) fn truncate(&self, size_bytes: u64) -> Result<(), Refusal> {
@@ -140,13 +144,16 @@ impl Staged {
         let name = EntryName::parse(filename)?;
         let done = (|| {
             self.file.sync_all()?;
+            crash_point!("agent.seal.synced");
             let intent = format!("{}.{INTENT}", self.image);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
             let mode = Mode::from_raw_mode(FILE_MODE);
             let mut intent = File::from(openat(&self.dir, intent, flags, mode)?);
+            crash_point!("agent.seal.begun");
             intent.write_all(filename.as_bytes())?;
             intent.sync_all()?;
             rustix::fs::fsync(&self.dir)?;
+            crash_point!("agent.seal.done");
             Ok(stamp_of(&fstat(&self.file)?))
         })();
         let stamp: Stamp = done.map_err(|error| refused(&error))?;
@@ -211,6 +218,7 @@ pub(crate) fn clear(root: &OwnedFd, node: NodeId, image: ImageId) -> io::Result<
     let dir = staging_dir(node);
     // The file first: an intent without a file means nothing.
     for name in [format!("{dir}/{image}"), format!("{dir}/{image}.{INTENT}")] {
+        crash_point!("agent.clear.step");
         match unlinkat(root, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),

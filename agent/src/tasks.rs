@@ -4,17 +4,19 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, NodeId};
 use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::upload::{FileTask, FileTaskKind, TaskDone};
-use rustix::fs::{AtFlags, RenameFlags, fsync, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, OFlags, RenameFlags, fsync, renameat_with, unlinkat};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
 use crate::index::Known;
 use crate::marker::SIDECAR_DIR;
 use crate::stage::{clear, make_dirs, staging_dir};
-use crate::volume::{Volume, open_file};
+use crate::volume::{Volume, open_beneath, open_file};
+use crate::walk;
 
 const TRASH_DIR: &str = ".isotope/trash";
 /// Names tried for a file whose place is taken.
@@ -31,8 +33,10 @@ pub(crate) fn carry_out(volume: &Volume, node: NodeId, tasks: Vec<FileTask>) -> 
     };
     let mut done = Vec::with_capacity(tasks.len());
     for task in tasks {
+        crash_point!("agent.{}.told", task.kind);
         match one(volume, &root, node, &task) {
             Ok(Some(path)) => {
+                crash_point!("agent.{}.done", task.kind);
                 done.push(TaskDone { path: (path != task.path).then_some(path), task });
             }
             Ok(None) => {
@@ -62,6 +66,7 @@ fn one(
             } else {
                 at
             };
+            crash_point!("agent.{}.moved", task.kind);
             let known = Known { image: task.image, stamp: task.stamp };
             volume.index_mut().insert(place.clone(), known);
             clear(root, node, task.image)?;
@@ -73,9 +78,10 @@ fn one(
                 make_dirs(root, TRASH_DIR)?;
                 rename(root, at.as_str(), trash.as_str(), RenameFlags::empty())?;
             }
+            crash_point!("agent.{}.moved", task.kind);
             let mut index = volume.index_mut();
-            index.remove(&task.path);
-            index.remove(&at);
+            index.remove_from(&task.path, task.image);
+            index.remove_from(&at, task.image);
             index.put_aside(task.image, trash, task.stamp);
             drop(index);
             clear(root, node, task.image)?;
@@ -83,6 +89,7 @@ fn one(
         }
         (FileTaskKind::Purge, Some(at)) => {
             unlinkat(root, at.as_str(), AtFlags::empty())?;
+            crash_point!("agent.{}.moved", task.kind);
             forget(volume, task.image, &at);
             clear(root, node, task.image)?;
             Ok(Some(task.path.clone()))
@@ -97,11 +104,12 @@ fn one(
 
 fn forget(volume: &Volume, image: ImageId, path: &VolumePath) {
     let mut index = volume.index_mut();
-    index.remove(path);
+    index.remove_from(path, image);
     index.drop_aside(image);
 }
 
-/// The file, known by its stamp, in any of the places it may be in.
+/// The file, known by its stamp, in any of the places it may be in. One that had to take another
+/// name is looked for beside its place: an agent that died then may not remember.
 fn find(
     volume: &Volume,
     root: &OwnedFd,
@@ -109,13 +117,24 @@ fn find(
     task: &FileTask,
     trash: &VolumePath,
 ) -> Option<VolumePath> {
+    let is_it = |path: &VolumePath| {
+        open_file(root, path.as_str()).is_ok_and(|(_, stamp)| stamp == task.stamp)
+    };
     let staged = VolumePath::parse(&format!("{}/{}", staging_dir(node), task.image)).ok();
     let known = volume.index().locate(task.image).map(|(path, _)| path.clone());
     let places = [Some(task.path.clone()), known, staged, Some(trash.clone())];
-    places
-        .into_iter()
-        .flatten()
-        .find(|path| open_file(root, path.as_str()).is_ok_and(|(_, stamp)| stamp == task.stamp))
+    let place = places.into_iter().flatten().find(is_it);
+    place.or_else(|| beside(root, task).into_iter().find(is_it))
+}
+
+/// Files beside a task's place with its file's inode number.
+fn beside(root: &OwnedFd, task: &FileTask) -> Vec<VolumePath> {
+    let (dir, _) = task.path.as_str().rsplit_once('/').unwrap_or((".", task.path.as_str()));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let Ok(opened) = open_beneath(root, dir, flags) else { return Vec::new() };
+    let names = walk::names_of_inode(&opened, task.stamp.inode).unwrap_or_default();
+    let path = |name: String| VolumePath::parse(&format!("{dir}/{name}")).ok();
+    names.into_iter().filter_map(path).collect()
 }
 
 /// Renames into the pool; where the name is taken, `stem.2.ext`, `stem.3.ext`, …
@@ -137,11 +156,11 @@ fn move_to_place(root: &OwnedFd, from: &VolumePath, place: &VolumePath) -> io::R
 
 /// Renames durably: after a crash the file is at one end or the other.
 fn rename(root: &OwnedFd, from: &str, to: &str, flags: RenameFlags) -> io::Result<()> {
-    use rustix::fs::OFlags;
     renameat_with(root, from, root, to, flags)?;
+    crash_point!("agent.rename.unsynced");
     for path in [from, to] {
         let (dir, _) = path.rsplit_once('/').unwrap_or((".", path));
-        fsync(crate::volume::open_beneath(root, dir, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
+        fsync(open_beneath(root, dir, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
     }
     Ok(())
 }
@@ -221,6 +240,30 @@ mod tests {
         let moved_to = done[0].path.as_ref().map(VolumePath::as_str);
         assert_eq!(moved_to, Some("iso/new.2.iso"));
         assert_eq!(fs::read(dir.path().join("iso/new.iso")).expect("read"), b"theirs");
+        // An agent that died before it wrote that down finds it again.
+        volume.index_mut().remove(&VolumePath::parse("iso/new.2.iso").expect("a path"));
+        let again = run(&volume, FileTaskKind::Finish, &path, stamp);
+        assert_eq!(again, done);
+    }
+
+    #[test]
+    fn a_task_done_twice_leaves_its_successor_at_the_place_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path());
+        let (path, stamp) = staged(&volume, b"old");
+        run(&volume, FileTaskKind::Finish, &path, stamp);
+        run(&volume, FileTaskKind::Trash, &path, stamp);
+        let successor = ImageId::from_bytes([8; 16]);
+        fs::write(dir.path().join("iso/new.iso"), "new").expect("written");
+        volume.index_mut().insert(path.clone(), Known { image: successor, stamp });
+        for kind in [FileTaskKind::Trash, FileTaskKind::Purge, FileTaskKind::Purge] {
+            let _ = carry_out(
+                &volume,
+                NODE,
+                vec![FileTask { kind, image: IMAGE, path: path.clone(), stamp }],
+            );
+            assert!(volume.index().locate(successor).is_some(), "{kind}");
+        }
     }
 
     #[test]

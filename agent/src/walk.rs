@@ -202,6 +202,18 @@ pub(crate) fn names(dir: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
+/// The names in a directory that lead to one inode, of those that are text.
+pub(crate) fn names_of_inode(dir: &OwnedFd, inode: u64) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if entry.ino() == inode {
+            names.extend(entry.file_name().to_str().map(str::to_owned));
+        }
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};

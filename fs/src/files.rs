@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use isotope_proto::change::Change;
+use isotope_proto::crash_point;
 use isotope_proto::id::{EntryId, Ino};
 use isotope_proto::name::EntryName;
 use isotope_proto::tree::Attributes;
@@ -138,8 +139,12 @@ impl Files {
     ) -> Result<Arc<Upload>, FsError> {
         let begun = self.catalog.begin_upload((parent, name), mode, existing, &self.host);
         let draft = timeout(CHANGE_DEADLINE, begun).await.unwrap_or(Err(FsError::TimedOut))?;
+        crash_point!("mount.create.reserved");
         let (catalog, hosts, mirror) =
             (self.catalog.clone(), Arc::clone(&self.hosts), Arc::clone(&self.mirror));
+        if existing == Existing::Refuse {
+            self.mirror.set_made_here(draft.ino, true);
+        }
         let upload = Arc::new(Upload::new(draft, catalog, hosts, mirror));
         self.uploads.add(Arc::clone(&upload));
         Ok(upload)
@@ -241,7 +246,9 @@ impl Files {
         change: impl Future<Output = Result<Change, FsError>>,
     ) -> Result<(), FsError> {
         let changed = timeout(CHANGE_DEADLINE, async {
-            self.mirror.settle(&change.await?, Source::Own).await;
+            let change = change.await?;
+            crash_point!("mount.change.made");
+            self.mirror.settle(&change, Source::Own).await;
             Ok(())
         });
         changed.await.unwrap_or(Err(FsError::TimedOut))

@@ -1,16 +1,16 @@
 //! The tree shared by everyone in the mount: the feed and the mount's own changes write it, the
 //! kernel's requests read it. Also what has left the tree while the kernel still holds it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use isotope_proto::change::Change;
+use isotope_proto::change::{Change, Delta, Edit};
 use isotope_proto::cluster::Live;
 use isotope_proto::id::{Ino, Revision};
 use tokio::sync::watch;
 
-use crate::notify::Notifications;
-use crate::tree::{Applied, Inode, Position, Tree};
+use crate::notify::{Changing, Notifications};
+use crate::tree::{Applied, Inode, Position, Stale, Tree};
 
 /// Who made a change known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,9 @@ pub(crate) struct Mirror {
     // Taken in this order; neither is held across an await or a notification.
     tree: RwLock<Tree>,
     held: Mutex<Held>,
+    /// Files being written here, by the inode number they will have: the kernel made their names
+    /// itself, and need not be told of them.
+    made_here: Mutex<HashSet<Ino>>,
     position: watch::Sender<Position>,
     notifications: Notifications,
 }
@@ -40,7 +43,13 @@ struct Held {
 impl Mirror {
     pub(crate) fn new(tree: Tree, notifications: Notifications) -> Self {
         let position = watch::Sender::new(tree.position);
-        Self { tree: RwLock::new(tree), held: Mutex::default(), position, notifications }
+        Self {
+            tree: RwLock::new(tree),
+            held: Mutex::default(),
+            made_here: Mutex::default(),
+            position,
+            notifications,
+        }
     }
 
     pub(crate) fn tree(&self) -> RwLockReadGuard<'_, Tree> {
@@ -63,8 +72,10 @@ impl Mirror {
             applied
         };
         match applied {
-            Applied::Now { stale, .. } => {
+            Applied::Now { mut stale, .. } => {
                 if source == Source::Feed {
+                    let known = self.known_to_the_kernel(change);
+                    stale.retain(|it| !known.contains(it));
                     self.notifications.send(stale);
                 }
                 true
@@ -72,6 +83,33 @@ impl Mirror {
             Applied::Before => true,
             Applied::OutOfOrder => false,
         }
+    }
+
+    /// Names that a change gives to files that the kernel made here.
+    fn known_to_the_kernel(&self, change: &Change) -> Vec<Stale> {
+        let made_here = self.made_here.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |delta: &Delta| match delta {
+            Delta::Entry(Edit::Made(entry)) if made_here.contains(&entry.ino) => {
+                Some(Stale::Name { folder: entry.parent, name: entry.name.clone() })
+            }
+            _ => None,
+        };
+        change.deltas.iter().filter_map(known).collect()
+    }
+
+    /// A file is being written here, or is no more.
+    pub(crate) fn set_made_here(&self, ino: Ino, is: bool) {
+        let mut made_here = self.made_here.lock().unwrap_or_else(PoisonError::into_inner);
+        if is {
+            made_here.insert(ino)
+        } else {
+            made_here.remove(&ino)
+        };
+    }
+
+    /// To be held until a change in a folder has been answered.
+    pub(crate) fn changing(&self, folder: Ino) -> Changing {
+        self.notifications.changing(folder)
     }
 
     /// Puts a newly listed tree in the place of the old one.

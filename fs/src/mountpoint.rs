@@ -9,8 +9,12 @@ use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::process;
+
 /// As the kernel shows our mounts in `/proc/self/mountinfo`.
 pub(crate) const FILE_SYSTEM_TYPE: &str = "fuse.isotope";
+/// Our own name as the kernel shows it.
+const PROGRAM: &str = "isotope";
 /// A dead mount may hang whoever asks; it is asked from a thread, for so long.
 const PROBE_MAX: Duration = Duration::from_secs(2);
 
@@ -57,10 +61,12 @@ pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
         if kind != FILE_SYSTEM_TYPE {
             return Err(MountPointError::InUse { path: path.to_owned(), kind });
         }
-        if answers(path) {
-            return Err(MountPointError::Mounted(path.to_owned()));
-        }
-        detach(path).map_err(|error| MountPointError::Stale { path: path.to_owned(), error })?;
+        let removed = match daemon(path) {
+            Daemon::Lives => return Err(MountPointError::Mounted(path.to_owned())),
+            Daemon::Gone => detach(path),
+            Daemon::CannotDie => cut_off(path),
+        };
+        removed.map_err(|error| MountPointError::Stale { path: path.to_owned(), error })?;
         tracing::info!(mountpoint = %path.display(), "a stale mount was removed");
     }
     let failed = |error: io::Error| match error.kind() {
@@ -160,17 +166,38 @@ pub(crate) fn device(path: &Path) -> Option<String> {
     mounts().into_iter().rfind(|it| it.path == path).map(|it| it.device)
 }
 
-/// Whether a mount's daemon lives. One that hangs is taken for alive: it is not ours to remove.
-fn answers(path: &Path) -> bool {
+/// What became of a mount's daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Daemon {
+    /// One that hangs is taken for alive: it is not ours to remove.
+    Lives,
+    Gone,
+    /// Killed while one of its threads waited in the kernel for a reader that waits for the daemon:
+    /// neither ends before the mount is cut off.
+    CannotDie,
+}
+
+fn daemon(path: &Path) -> Daemon {
     let (told, answer) = mpsc::channel();
     let path = path.to_owned();
     std::thread::spawn(move || {
         // Not stat(2): the kernel would answer it from what a dead daemon once said.
-        let dead = matches!(rustix::fs::statfs(&path), Err(rustix::io::Errno::NOTCONN));
+        let gone = matches!(rustix::fs::statfs(&path), Err(rustix::io::Errno::NOTCONN));
         // Nobody waits for an answer that comes too late.
-        let _ = told.send(!dead);
+        let _ = told.send(gone);
     });
-    answer.recv_timeout(PROBE_MAX).unwrap_or(true)
+    match answer.recv_timeout(PROBE_MAX) {
+        Ok(true) => Daemon::Gone,
+        Ok(false) => Daemon::Lives,
+        Err(_) if process::is_dying(PROGRAM) => Daemon::CannotDie,
+        Err(_) => Daemon::Lives,
+    }
+}
+
+/// Takes a mount out of the tree and ends what waits for its daemon.
+fn cut_off(path: &Path) -> io::Result<()> {
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    unmount(path, flags).map_err(io::Error::from)
 }
 
 /// Takes a mount out of the tree; readers that still hold files in it keep them until it ends.

@@ -1,5 +1,5 @@
-//! Who closes a file, and in what state: a close by a program that is being killed is not a
-//! close that means it.
+//! What the kernel says of processes: who closes a file, and in what state, for a close by a
+//! program that is being killed is not a close that means it.
 
 use std::fs;
 
@@ -29,6 +29,16 @@ fn says_bad_death(stat: &str) -> bool {
     number(FLAGS) & PF_EXITING != 0 && number(EXIT_CODE) != 0
 }
 
+/// Whether there is a process of that name that was killed and has not ended.
+pub(crate) fn is_dying(name: &str) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let stat = |process: fs::DirEntry| fs::read_to_string(process.path().join("stat")).ok();
+    processes.flatten().filter_map(stat).any(|stat| {
+        let named = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
+        named.is_some_and(|(it, _)| it == name) && says_bad_death(&stat)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +59,7 @@ mod tests {
             assert_eq!(says_bad_death(&stat(flags, code)), bad, "{flags:x} {code}");
         }
         assert!(!dies_badly(std::process::id()));
+        assert!(!is_dying("a name that is too long for a process"));
         assert_eq!(thread_group(std::process::id()), std::process::id());
     }
 }

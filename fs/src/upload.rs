@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use isotope_proto::crash_point;
 use isotope_proto::id::{Ino, UploadId};
 use isotope_proto::name::EntryName;
 use isotope_proto::time::Timestamp;
@@ -80,6 +81,11 @@ impl Upload {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// It is over, and whatever came of it is in the tree.
+    pub(crate) fn left(&self) {
+        self.mirror.set_made_here(self.draft.ino, false);
+    }
+
     pub(crate) fn id(&self) -> UploadId {
         self.draft.to.upload
     }
@@ -151,6 +157,7 @@ impl Upload {
         let written = async { self.stage().await?.write(offset, data).await };
         let written = tokio::time::timeout(WRITE_DEADLINE, written);
         self.keep_failure(written.await.unwrap_or(Err(FsError::TimedOut)))?;
+        crash_point!("mount.write.sent");
         self.size_bytes.fetch_max(end, Ordering::Relaxed);
         self.wrote();
         Ok(())
@@ -209,12 +216,17 @@ impl Upload {
     }
 
     async fn try_commit(&self) -> Result<(), FsError> {
+        crash_point!("mount.close.begun");
         let sealed = self.stage().await?.seal(self.draft.name.to_string()).await?;
+        crash_point!("mount.close.sealed");
         let set = self.set().attributes;
         let change = self.catalog.publish(self.id(), sealed, set).await?;
-        // As if from the feed: the kernel does not know yet that the name leads elsewhere now.
+        crash_point!("mount.close.published");
+        // As if from the feed: a name that led to another file is told to the kernel, and so is
+        // what changed of the folder.
         self.mirror.settle(&change, Source::Feed).await;
         self.mirror.told(self.draft.parent).await;
+        crash_point!("mount.close.told");
         Ok(())
     }
 

@@ -50,20 +50,21 @@ impl Uploads {
         here
     }
 
-    fn remove(&self, ino: Ino) {
-        self.lock().remove(&ino);
+    fn remove(&self, upload: &Upload) {
+        self.lock().remove(&upload.draft.ino);
+        upload.left();
     }
 
     /// Publishes, and then the tree has it.
     pub(crate) async fn commit(&self, upload: &Arc<Upload>) -> Result<(), crate::error::FsError> {
         let ended = upload.commit().await;
-        self.remove(upload.draft.ino);
+        self.remove(upload);
         ended
     }
 
     pub(crate) async fn give_up(&self, upload: &Arc<Upload>) {
         upload.give_up().await;
-        self.remove(upload.draft.ino);
+        self.remove(upload);
     }
 
     /// After the last close of a file that was never written.

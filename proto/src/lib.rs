@@ -3,6 +3,7 @@
 
 pub mod change;
 pub mod cluster;
+pub mod crash;
 pub mod id;
 pub mod image;
 pub mod name;

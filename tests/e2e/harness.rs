@@ -25,6 +25,7 @@ const TEST_MAX: Duration = Duration::from_secs(150);
 pub(crate) struct World {
     pub(crate) dir: TempDir,
     mounts: Arc<Mutex<Vec<PathBuf>>>,
+    crash_point: Mutex<Option<String>>,
     _alive: mpsc::Sender<()>,
 }
 
@@ -48,7 +49,7 @@ impl World {
                 free(&watched.lock().expect("the mounts"));
             }
         });
-        Self { dir, mounts, _alive: alive }
+        Self { dir, mounts, crash_point: Mutex::default(), _alive: alive }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -88,10 +89,17 @@ impl World {
         self.command(args).output().expect("the binary runs")
     }
 
+    /// Parts started from now on die at this point.
+    pub(crate) fn crash_next_at(&self, point: Option<&str>) {
+        *self.crash_point.lock().expect("the point") = point.map(|point| format!("{point}=return"));
+    }
+
     pub(crate) fn start(&self, log: &str, args: &[&str]) -> Part {
         let log = self.path(log);
+        let crash_point = self.crash_point.lock().expect("the point").clone();
         let mut child = self
             .command(args)
+            .envs(crash_point.map(|point| ("FAILPOINTS", point)))
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log).expect("a log"))
             .process_group(0)
@@ -230,6 +238,10 @@ impl Part {
 
     pub(crate) fn signal(&self, signal: Signal) {
         rustix::process::kill_process(self.pid(), signal).expect("the part lives");
+    }
+
+    pub(crate) fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// kill -9, and gone.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use isotope_proto::change::Change;
+use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, Incarnation, Ino, NodeId, RequestId, UploadId, VolumeId};
 use isotope_proto::name::VolumePath;
 use isotope_proto::refusal::{Reason, Refusal};
@@ -81,6 +82,26 @@ pub(crate) enum Verb {
     },
 }
 
+impl Verb {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::MakeFolder { .. } => "make_folder",
+            Self::RemoveFolder { .. } => "remove_folder",
+            Self::Rename { .. } => "rename",
+            Self::Register { .. } => "register",
+            Self::ApplyFiles { .. } => "apply_files",
+            Self::BeginUpload { .. } => "begin_upload",
+            Self::Publish { .. } => "publish",
+            Self::SetAttributes { .. } => "set_attributes",
+            Self::Abort { .. } => "abort",
+            Self::Remove { .. } => "remove",
+            Self::Restore { .. } => "restore",
+            Self::Purge { .. } => "purge",
+            Self::TasksDone { .. } => "tasks_done",
+        }
+    }
+}
+
 /// What a verb did.
 #[derive(Debug, Clone)]
 pub(crate) struct Committed {
@@ -110,7 +131,12 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<Committed, Refusal>>,
 }
 
-type Answered = (oneshot::Sender<Result<Committed, Refusal>>, Result<Done, Refusal>);
+/// A job that has been done, or refused; told once the group is durable.
+struct Answered {
+    verb: &'static str,
+    reply: oneshot::Sender<Result<Committed, Refusal>>,
+    result: Result<Done, Refusal>,
+}
 
 enum Done {
     /// New in this group: to be published.
@@ -156,16 +182,22 @@ fn commit_group(
                 Ok(_) => "RELEASE change",
                 Err(_) => "ROLLBACK TO change; RELEASE change",
             };
-            answers.push((reply, result));
+            answers.push(Answered { verb: verb.name(), reply, result });
             transaction.execute_batch(end)?;
+            crash_point!("catalog.{}.written", verb.name());
         }
         transaction.commit()
     })();
     if let Err(error) = &committed {
         // Those that were not begun hear of it, too.
-        answers.extend(jobs.map(|job| (job.reply, Err(not_durable(error)))));
+        let unmade = |Job { verb, reply, .. }: Job| {
+            let result = Err(not_durable(error));
+            Answered { verb: verb.name(), reply, result }
+        };
+        answers.extend(jobs.map(unmade));
     }
-    for (reply, result) in answers {
+    for Answered { verb, reply, result } in answers {
+        crash_point!("catalog.{verb}.committed");
         let result = match (&committed, result) {
             (Err(error), Ok(_)) => Err(not_durable(error)),
             (_, Err(refusal)) => Err(refusal),
