@@ -54,6 +54,8 @@ enum Command {
     Up(up::UpArgs),
     Serve(serve::ServeArgs),
     Mount(mount::MountArgs),
+    #[command(hide = true)]
+    Guard(mount::GuardArgs),
     Ls(ls::LsArgs),
     Tree(tree::TreeArgs),
     Info(info::InfoArgs),
@@ -109,6 +111,7 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Up(args) => up::cmd_up(args, context).await,
         Command::Serve(args) => serve::cmd_serve(args, context).await,
         Command::Mount(args) => mount::cmd_mount(args, context).await,
+        Command::Guard(args) => mount::cmd_guard(&args).await,
         Command::Ls(args) => ls::cmd_ls(&args, context).await,
         Command::Tree(args) => tree::cmd_tree(&args, context).await,
         Command::Info(args) => info::cmd_info(&args, context).await,

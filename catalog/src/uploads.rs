@@ -171,9 +171,12 @@ pub(crate) fn restore(
         let mut at = isotope_proto::id::Ino::ROOT;
         for step in above.names() {
             at = match edits.entry(at, step)? {
-                None => make_folder_in(edits, at, step, FOLDER_MODE, now)?,
                 Some(entry) if edits.folder(entry.ino)?.is_some() => entry.ino,
-                Some(_) => break,
+                None if !edits.is_reserved(at, step)? => {
+                    make_folder_in(edits, at, step, FOLDER_MODE, now)?
+                }
+                // The name is a file's now: as near to where it was as there is a folder.
+                Some(_) | None => break,
             };
         }
         let name = free_name(edits, at, &name, "restored")?;

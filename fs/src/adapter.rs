@@ -49,21 +49,13 @@ fn reply_entry(reply: ReplyEntry, it: &Answer) {
 }
 
 impl Adapter {
-    /// Carries out a change of some folders in a task of its own, and answers when it is done.
-    fn change<C, const FOLDERS: usize>(
-        &self,
-        folders: [Ino; FOLDERS],
-        reply: ReplyEmpty,
-        change: impl FnOnce(Files) -> C,
-    ) where
+    /// Carries out a change in a task of its own, and answers when it is done.
+    fn change<C>(&self, reply: ReplyEmpty, change: impl FnOnce(Files) -> C)
+    where
         C: Future<Output = Result<(), FsError>> + Send + 'static,
     {
-        let changing = folders.map(|folder| self.files.mirror.changing(folder));
         let change = change(self.files.clone());
-        self.runtime.spawn(async move {
-            reply_empty(reply, change.await);
-            drop(changing);
-        });
+        self.runtime.spawn(async move { reply_empty(reply, change.await) });
     }
 }
 
@@ -164,7 +156,6 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let (files, parent) = (self.files.clone(), Ino(parent.0));
-        let changing = files.mirror.changing(parent);
         self.runtime.spawn(async move {
             let made = files.change(files.catalog.make_folder(parent, &name, mode)).await;
             match made.and_then(|()| files.lookup_now(parent, OsStr::new(name.as_str()))) {
@@ -173,7 +164,6 @@ impl Filesystem for Adapter {
                 Ok(None) => reply.error(Errno::ENOENT),
                 Err(error) => reply.error(errno::of(&error)),
             }
-            drop(changing);
         });
     }
 
@@ -183,7 +173,7 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let parent = Ino(parent.0);
-        self.change([parent], reply, |files| async move {
+        self.change(reply, |files| async move {
             files.change(files.catalog.remove_folder(parent, &name)).await
         });
     }
@@ -211,7 +201,7 @@ impl Filesystem for Adapter {
         if self.files.uploads.named(parents.0, from.as_str()).is_some() {
             return reply.error(errno::of(&FsError::InUse));
         }
-        self.change(parents.into(), reply, |files| async move {
+        self.change(reply, |files| async move {
             let (from, to) = ((parents.0, &from), (parents.1, &to));
             files.change(files.catalog.rename(from, to, mode)).await
         });
@@ -223,7 +213,7 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let parent = Ino(parent.0);
-        self.change([parent], reply, |files| async move { files.unlink(parent, &name).await });
+        self.change(reply, |files| async move { files.unlink(parent, &name).await });
     }
 
     fn link(
@@ -266,7 +256,6 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let (files, parent, task) = (self.files.clone(), Ino(parent.0), req.pid());
-        let changing = files.mirror.changing(parent);
         self.runtime.spawn(async move {
             match files.begin_upload(parent, &name, mode & 0o7777, Existing::Refuse).await {
                 Ok(upload) => {
@@ -280,7 +269,6 @@ impl Filesystem for Adapter {
                 }
                 Err(error) => reply.error(errno::of(&error)),
             }
-            drop(changing);
         });
     }
 

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use crate::remote::Hosts;
 use crate::tree::Inode;
 use crate::upload::Upload;
 use crate::uploads::Uploads;
-use crate::writer::Verdict;
+use crate::writer::{Made, Verdict};
 
 /// How long the kernel may believe names and attributes, known or absent: the feed corrects it.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -194,8 +195,9 @@ impl Files {
             return self.change(self.catalog.set_attributes(ino, set)).await;
         };
         upload.set_attributes(set);
-        // `touch` makes a file, writes nothing and sets its time.
-        if set.modified.is_some() && size.is_none() && !upload.is_written() {
+        // Made, closed, and now its time is set: nobody means to write it. Still open, its close
+        // tells.
+        if upload.made() == Made::Touched && upload.handles.load(Ordering::Relaxed) == 0 {
             self.uploads.commit(&upload).await?;
         }
         Ok(())

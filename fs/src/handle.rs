@@ -139,14 +139,16 @@ impl Handles {
         self.lock().remove(&id)
     }
 
-    /// The open file that a truncation by `opener` is about: the one it just opened for writing.
+    /// The open file that a truncation by `opener` is about: the last one it opened for writing.
     pub(crate) fn unbegun_writer(&self, ino: Ino, opener: u32) -> Option<Arc<Writer>> {
-        self.look().values().find_map(|open| match open {
+        let open = self.look();
+        let unbegun = open.iter().filter_map(|(id, open)| match open {
             Open::Writing(it) if it.ino == ino && it.opener == opener && it.upload().is_none() => {
-                Some(Arc::clone(it))
+                Some((id, it))
             }
             Open::Writing(_) | Open::Reading(_) | Open::Looking(_) => None,
-        })
+        });
+        unbegun.max_by_key(|(id, _)| **id).map(|(_, writer)| Arc::clone(writer))
     }
 
     pub(crate) fn is_read(&self, ino: Ino) -> bool {
@@ -163,16 +165,20 @@ impl Handles {
         }
     }
 
-    /// The images that are open for reading, each once.
+    /// The images that are open, each once: also those opened for writing, which can be read.
     pub(crate) fn images(&self) -> Vec<ImageId> {
-        let images = self
-            .look()
-            .values()
-            .filter_map(|open| match open {
-                Open::Reading(it) => Some(it.image.id),
-                Open::Writing(_) | Open::Looking(_) => None,
-            })
-            .collect::<std::collections::BTreeSet<_>>();
+        let id = |inode: &Inode| match inode {
+            Inode::Image(image) => Some(image.id),
+            Inode::Folder(_) => None,
+        };
+        let image = |ino| self.source.mirror.with(ino, id).flatten();
+        let open: Vec<Open> = self.look().values().cloned().collect();
+        let images = open.iter().filter_map(|open| match open {
+            Open::Reading(it) => Some(it.image.id),
+            Open::Writing(it) => image(it.ino),
+            Open::Looking(it) => image(it.draft.ino),
+        });
+        let images = images.collect::<std::collections::BTreeSet<_>>();
         images.into_iter().collect()
     }
 }

@@ -12,6 +12,7 @@ mod errno;
 mod error;
 mod files;
 mod follow;
+mod guard;
 mod handle;
 mod mirror;
 mod mountpoint;
@@ -39,13 +40,14 @@ use isotope_proto::pb::feed_service_client::FeedServiceClient;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Uri};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::adapter::Adapter;
 pub use crate::attr::Owner;
 use crate::catalog::Catalog;
 use crate::files::Files;
 use crate::follow::{Contact, Follower};
+pub use crate::guard::guard;
 use crate::handle::Handles;
 pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
@@ -69,6 +71,9 @@ pub struct Config {
     /// This host's name, shown by `isotope status`.
     pub host: String,
     pub owner: Owner,
+    /// The command that runs [`guard`], with the process id and the mount point appended to it;
+    /// empty for none.
+    pub guard: Vec<PathBuf>,
 }
 
 /// Why a mount could not start or go on.
@@ -109,7 +114,7 @@ impl Mount {
         stop: CancellationToken,
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
-        let Config { mountpoint, catalog, host, owner } = self.config;
+        let Config { mountpoint, catalog, host, owner, guard } = self.config;
         let channel = catalog::connect(Endpoint::from(catalog.clone()));
         let notifications = Notifications::default();
         let (first, listed) = oneshot::channel();
@@ -150,6 +155,10 @@ impl Mount {
         let mounted = session::mount(&mountpoint, &source, adapter, notifications);
         let mut mounted =
             mounted.map_err(|error| MountError::Mount { path: mountpoint.clone(), error })?;
+        let _guard = guard::start(&guard, &mountpoint).unwrap_or_else(|error| {
+            warn!(%error, "the mount goes unguarded");
+            None
+        });
         info!(mountpoint = %mountpoint.display(), "mounted");
         // Whoever started us may not want to know.
         let _ = ready.send(());

@@ -9,7 +9,7 @@ use isotope_proto::cluster::Live;
 use isotope_proto::id::{Ino, Revision};
 use tokio::sync::watch;
 
-use crate::notify::{Changing, Notifications};
+use crate::notify::Notifications;
 use crate::tree::{Applied, Inode, Position, Stale, Tree};
 
 /// Who made a change known.
@@ -105,11 +105,6 @@ impl Mirror {
         } else {
             made_here.remove(&ino)
         };
-    }
-
-    /// To be held until a change in a folder has been answered.
-    pub(crate) fn changing(&self, folder: Ino) -> Changing {
-        self.notifications.changing(folder)
     }
 
     /// Puts a newly listed tree in the place of the old one.

@@ -189,13 +189,21 @@ fn daemon(path: &Path) -> Daemon {
     match answer.recv_timeout(PROBE_MAX) {
         Ok(true) => Daemon::Gone,
         Ok(false) => Daemon::Lives,
-        Err(_) if process::is_dying(PROGRAM) => Daemon::CannotDie,
+        Err(_) if process::is_one_ending(PROGRAM) => Daemon::CannotDie,
         Err(_) => Daemon::Lives,
     }
 }
 
+/// Ends what waits for a mount's daemon, through the kernel's control file system where there is
+/// one (`Documentation/filesystems/fuse.rst`); its owner may do so without being root.
+pub(crate) fn abort(path: &Path) -> io::Result<()> {
+    let device = device(path).ok_or(io::ErrorKind::NotFound)?;
+    let (_, connection) = device.split_once(':').ok_or(io::ErrorKind::InvalidData)?;
+    std::fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1")
+}
+
 /// Takes a mount out of the tree and ends what waits for its daemon.
-fn cut_off(path: &Path) -> io::Result<()> {
+pub(crate) fn cut_off(path: &Path) -> io::Result<()> {
     let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     unmount(path, flags).map_err(io::Error::from)
 }

@@ -1,15 +1,14 @@
 //! Telling the kernel what to forget, from threads of its own that hold no lock a handler takes.
-//! A notification about a name waits for its folder's lock, which a change in that folder holds
-//! from its request to its reply; so each folder has its own queue, and one that waits holds up no
-//! other. A thread that waits there cannot be killed, and while it waits neither can the mount: so
-//! a folder is left alone while a change in it is under way.
+//! A notification about a name waits for its folder's lock, which a slow change in that folder
+//! holds; so each folder has its own queue, and one that waits holds up no other.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
+use isotope_proto::crash_point;
 use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
 use tracing::debug;
@@ -22,9 +21,6 @@ const THREADS: usize = 8;
 
 /// As long as a change of the namespace may take.
 const TELL_MAX: Duration = Duration::from_secs(2);
-/// A folder in which one change follows another is told after so long all the same: others wait to
-/// see what changed.
-const HELD_BACK_MAX: Duration = Duration::from_millis(100);
 
 /// An offset below zero leaves an inode's pages alone (`fuse_lowlevel.h`, inval_inode).
 const ATTRIBUTES_ONLY: i64 = -1;
@@ -35,13 +31,6 @@ enum What {
     Name(EntryName),
     Listing,
     Attributes,
-}
-
-impl What {
-    /// Whether telling it waits for the folder's lock.
-    fn is_a_name(&self) -> bool {
-        matches!(self, Self::Name(_))
-    }
 }
 
 /// Where notifications are left; clones share the queues.
@@ -56,39 +45,13 @@ struct Shared {
     changed: Condvar,
 }
 
+/// Sets, not lists: what is told twice before it is sent is sent once, so each queue is bounded by
+/// the folder's names.
 #[derive(Default)]
 struct Queues {
-    waiting: BTreeMap<Ino, Waiting>,
+    waiting: BTreeMap<Ino, BTreeSet<What>>,
     busy: HashSet<Ino>,
-    /// Folders whose lock the kernel holds for requests that we have not answered yet.
-    changing: HashMap<Ino, usize>,
     closed: bool,
-}
-
-/// A set, not a list: what is told twice before it is sent is sent once, so each queue is bounded
-/// by the folder's names.
-struct Waiting {
-    since: Instant,
-    what: BTreeSet<What>,
-}
-
-/// A change in a folder, from its request to its reply.
-pub(crate) struct Changing {
-    folder: Ino,
-    notifications: Notifications,
-}
-
-impl Drop for Changing {
-    fn drop(&mut self) {
-        let mut queues = self.notifications.lock();
-        if let Some(count) = queues.changing.get_mut(&self.folder) {
-            *count -= 1;
-            if *count == 0 {
-                queues.changing.remove(&self.folder);
-                self.notifications.shared.changed.notify_all();
-            }
-        }
-    }
 }
 
 impl Notifications {
@@ -107,16 +70,9 @@ impl Notifications {
                 Stale::Listing(ino) => (ino, What::Listing),
                 Stale::Attributes(ino) => (ino, What::Attributes),
             };
-            let new = || Waiting { since: Instant::now(), what: BTreeSet::new() };
-            queues.waiting.entry(queue).or_insert_with(new).what.insert(what);
+            queues.waiting.entry(queue).or_default().insert(what);
         }
         self.shared.changed.notify_all();
-    }
-
-    /// To be held until a change in a folder has been answered.
-    pub(crate) fn changing(&self, folder: Ino) -> Changing {
-        *self.lock().changing.entry(folder).or_default() += 1;
-        Changing { folder, notifications: self.clone() }
     }
 
     /// Returns once the kernel has been told what was waiting about a folder, or after a while: a
@@ -157,6 +113,7 @@ impl Notifications {
     fn work(&self, notifier: &Notifier) {
         while let Some((ino, batch)) = self.take() {
             for what in batch {
+                crash_point!("mount.notify.begun");
                 let inode = INodeNo(ino.0);
                 let sent = match &what {
                     What::Name(name) => notifier.inval_entry(inode, OsStr::new(name.as_str())),
@@ -172,41 +129,21 @@ impl Notifications {
         }
     }
 
-    /// The next folder with something to tell and nobody telling it. Its names wait while it changes.
+    /// The next folder with something to tell and nobody telling it.
     fn take(&self) -> Option<(Ino, BTreeSet<What>)> {
         let mut queues = self.lock();
-        while !queues.closed {
-            if let Some((ino, batch)) = queues.take(Instant::now()) {
+        loop {
+            if queues.closed {
+                return None;
+            }
+            let free = queues.waiting.keys().find(|ino| !queues.busy.contains(ino)).copied();
+            if let Some(ino) = free {
+                let batch = queues.waiting.remove(&ino).unwrap_or_default();
                 queues.busy.insert(ino);
                 return Some((ino, batch));
             }
-            // The end of a change wakes us, and so does something new to tell.
-            let changed = &self.shared.changed;
-            queues = if queues.waiting.is_empty() {
-                changed.wait(queues).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                let waited = changed.wait_timeout(queues, HELD_BACK_MAX);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            };
+            queues = self.shared.changed.wait(queues).unwrap_or_else(PoisonError::into_inner);
         }
-        None
-    }
-}
-
-impl Queues {
-    fn take(&mut self, now: Instant) -> Option<(Ino, BTreeSet<What>)> {
-        let Self { waiting, busy, changing, .. } = self;
-        let free = waiting.iter_mut().filter(|(ino, _)| !busy.contains(ino));
-        let (ino, batch) = free
-            .filter_map(|(&ino, waiting)| {
-                let holds_back = changing.contains_key(&ino)
-                    && now.saturating_duration_since(waiting.since) < HELD_BACK_MAX;
-                let batch = waiting.what.extract_if(.., |what| !(holds_back && what.is_a_name()));
-                Some((ino, batch.collect::<BTreeSet<_>>())).filter(|(_, batch)| !batch.is_empty())
-            })
-            .next()?;
-        waiting.retain(|_, waiting| !waiting.what.is_empty());
-        Some((ino, batch))
     }
 }
 
@@ -233,26 +170,5 @@ mod tests {
         assert_eq!((third, batch.len()), (Ino(1), 1));
         notifications.close();
         assert!(notifications.take().is_none());
-    }
-
-    #[test]
-    fn names_wait_while_their_folder_changes_but_not_for_ever() {
-        let notifications = Notifications::default();
-        let next = || notifications.take().expect("something");
-        let [first, second, third] = [1, 1, 2].map(|folder| notifications.changing(Ino(folder)));
-        notifications.send(vec![name(1, "a"), name(2, "b"), Stale::Listing(Ino(2))]);
-        // What needs no lock does not wait.
-        assert_eq!(next(), (Ino(2), BTreeSet::from([What::Listing])));
-        notifications.lock().busy.clear();
-        assert_eq!(notifications.lock().take(Instant::now()), None);
-        drop(third);
-        assert_eq!(next().0, Ino(2));
-        drop(first);
-        assert_eq!(notifications.lock().take(Instant::now()), None);
-        // One change is left, and the folder is told in time all the same.
-        assert_eq!(next().0, Ino(1));
-        drop(second);
-        let queues = notifications.lock();
-        assert!(queues.changing.is_empty() && queues.waiting.is_empty());
     }
 }

@@ -21,21 +21,41 @@ pub(crate) fn dies_badly(task: u32) -> bool {
     fs::read_to_string(format!("/proc/{task}/stat")).is_ok_and(|stat| says_bad_death(&stat))
 }
 
-fn says_bad_death(stat: &str) -> bool {
-    // The name may hold spaces and parentheses of its own.
-    let Some((_, fields)) = stat.rsplit_once(')') else { return false };
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let number = |at: usize| fields.get(at).and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
-    number(FLAGS) & PF_EXITING != 0 && number(EXIT_CODE) != 0
+/// How far a process is with its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Lives,
+    /// On its way out, or ended but for what it cannot let go of.
+    Ending,
+    Gone,
 }
 
-/// Whether there is a process of that name that was killed and has not ended.
-pub(crate) fn is_dying(name: &str) -> bool {
+pub(crate) fn state(process: u32) -> State {
+    match fs::read_to_string(format!("/proc/{process}/stat")) {
+        Ok(stat) if field(&stat, FLAGS) & PF_EXITING != 0 => State::Ending,
+        Ok(_) => State::Lives,
+        Err(_) => State::Gone,
+    }
+}
+
+fn says_bad_death(stat: &str) -> bool {
+    field(stat, FLAGS) & PF_EXITING != 0 && field(stat, EXIT_CODE) != 0
+}
+
+/// A number of `/proc/PID/stat`; 0 where there is none.
+fn field(stat: &str, at: usize) -> u64 {
+    // The name may hold spaces and parentheses of its own.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_whitespace().nth(at).and_then(|it| it.parse().ok()).unwrap_or(0)
+}
+
+/// Whether a process of that name is on its way out.
+pub(crate) fn is_one_ending(name: &str) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     let stat = |process: fs::DirEntry| fs::read_to_string(process.path().join("stat")).ok();
     processes.flatten().filter_map(stat).any(|stat| {
         let named = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
-        named.is_some_and(|(it, _)| it == name) && says_bad_death(&stat)
+        named.is_some_and(|(it, _)| it == name) && field(&stat, FLAGS) & PF_EXITING != 0
     })
 }
 
@@ -59,7 +79,8 @@ mod tests {
             assert_eq!(says_bad_death(&stat(flags, code)), bad, "{flags:x} {code}");
         }
         assert!(!dies_badly(std::process::id()));
-        assert!(!is_dying("a name that is too long for a process"));
+        assert_eq!(state(std::process::id()), State::Lives);
+        assert!(!is_one_ending("a name that is too long for a process"));
         assert_eq!(thread_group(std::process::id()), std::process::id());
     }
 }

@@ -23,6 +23,10 @@ use crate::replicas::{Health, Route};
 /// A host that sends nothing for so long has failed this attempt.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// HTTP/2 pings find a host that has gone without a word: an agent answers them whatever its disks
+/// do.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_MAX: Duration = Duration::from_secs(5);
 /// An agent makes the staged file before it answers.
 const STAGE_OPEN_MAX: Duration = Duration::from_secs(10);
 /// Between two rounds over all replicas.
@@ -57,6 +61,8 @@ impl Hosts {
         let channel = endpoint
             .connect_timeout(CONNECT_MAX)
             .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)

@@ -20,6 +20,7 @@ use crate::files::WRITE_DEADLINE;
 use crate::mirror::{Mirror, Source};
 use crate::remote::Hosts;
 use crate::stage::{Destination, Stage};
+use crate::writer::Made;
 
 /// What a new file is to become.
 #[derive(Debug, Clone)]
@@ -100,9 +101,18 @@ impl Upload {
         )
     }
 
-    /// Whether bytes were written, or its size set.
-    pub(crate) fn is_written(&self) -> bool {
+    fn is_written(&self) -> bool {
         self.written.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn made(&self) -> Made {
+        if self.is_written() {
+            Made::Written
+        } else if self.set().attributes.modified.is_some() {
+            Made::Touched
+        } else {
+            Made::Opened
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -10,6 +10,7 @@ use isotope_proto::id::Ino;
 
 use crate::catalog::Catalog;
 use crate::upload::Upload;
+use crate::writer::Made;
 
 /// The catalogue gives up what it has not heard of for 20 seconds.
 pub(crate) const KEEP_EVERY: Duration = Duration::from_secs(5);
@@ -70,7 +71,7 @@ impl Uploads {
     /// After the last close of a file that was never written.
     pub(crate) async fn publish_draft_later(&self, upload: &Arc<Upload>) {
         tokio::time::sleep(DRAFT_KEPT).await;
-        let left = upload.handles.load(Ordering::Relaxed) == 0 && !upload.is_written();
+        let left = upload.handles.load(Ordering::Relaxed) == 0 && upload.made() != Made::Written;
         if left && !upload.is_over() {
             // Nobody is left to hear how it ends.
             drop(self.commit(upload).await);

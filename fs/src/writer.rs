@@ -19,6 +19,16 @@ pub(crate) enum Verdict {
     KeepDraft,
 }
 
+/// What was done with a file since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    Opened,
+    /// Its time was set, and nothing written: `touch` means an empty file.
+    Touched,
+    /// Bytes, or its size.
+    Written,
+}
+
 /// Who sent a flush, and how that program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sender {
@@ -26,20 +36,21 @@ struct Sender {
     dies_badly: bool,
 }
 
-fn on_flush(written: bool, sender: Sender) -> Verdict {
-    match sender {
-        Sender { is_opener: true, dies_badly: true } => Verdict::Discard,
-        Sender { is_opener: true, dies_badly: false } if written => Verdict::Commit,
-        Sender { .. } => Verdict::Nothing,
+fn on_flush(made: Made, sender: Sender) -> Verdict {
+    match (made, sender) {
+        (_, Sender { is_opener: true, dies_badly: true }) => Verdict::Discard,
+        // `cat >f` and `dd of=f` close once before they write.
+        (Made::Opened, _) | (_, Sender { is_opener: false, .. }) => Verdict::Nothing,
+        (Made::Touched | Made::Written, Sender { .. }) => Verdict::Commit,
     }
 }
 
-fn on_release(written: bool, opener_closed: bool, a_writer_died: bool) -> Verdict {
-    match (written, opener_closed, a_writer_died) {
-        (_, _, true) | (true, false, false) => Verdict::Discard,
+fn on_release(made: Made, opener_closed: bool, a_writer_died: bool) -> Verdict {
+    match (made, opener_closed, a_writer_died) {
+        (_, _, true) | (Made::Written, false, false) => Verdict::Discard,
         // Written after its opener's last close, by a child that inherited the descriptor.
-        (true, true, false) => Verdict::Commit,
-        (false, _, false) => Verdict::KeepDraft,
+        (Made::Written, true, false) => Verdict::Commit,
+        (Made::Opened | Made::Touched, _, false) => Verdict::KeepDraft,
     }
 }
 
@@ -96,7 +107,7 @@ impl Writer {
         } else if sender.is_opener {
             self.opener_closed.store(true, Ordering::Relaxed);
         }
-        on_flush(upload.is_written(), sender)
+        on_flush(upload.made(), sender)
     }
 
     /// The last reference to this open file is gone; the upload, if this was its last writer, and
@@ -108,7 +119,7 @@ impl Writer {
             return None;
         }
         let verdict = on_release(
-            upload.is_written(),
+            upload.made(),
             self.opener_closed.load(Ordering::Relaxed),
             self.a_writer_died.load(Ordering::Relaxed),
         );
@@ -118,32 +129,37 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use super::Made::{Opened, Touched, Written};
     use super::*;
 
     #[test]
     fn a_flush_commits_when_its_opener_means_it() {
-        for (written, is_opener, dies_badly, expected) in [
-            (true, true, false, Verdict::Commit),
-            (false, true, false, Verdict::Nothing),
-            (true, false, false, Verdict::Nothing),
-            (true, true, true, Verdict::Discard),
-            (true, false, true, Verdict::Nothing),
+        for (made, is_opener, dies_badly, expected) in [
+            (Written, true, false, Verdict::Commit),
+            (Touched, true, false, Verdict::Commit),
+            (Opened, true, false, Verdict::Nothing),
+            (Written, false, false, Verdict::Nothing),
+            (Touched, false, false, Verdict::Nothing),
+            (Written, true, true, Verdict::Discard),
+            (Touched, true, true, Verdict::Discard),
+            (Written, false, true, Verdict::Nothing),
         ] {
-            assert_eq!(on_flush(written, Sender { is_opener, dies_badly }), expected);
+            assert_eq!(on_flush(made, Sender { is_opener, dies_badly }), expected);
         }
     }
 
     #[test]
     fn the_last_release_settles_what_no_flush_did() {
-        for (written, opener_closed, a_writer_died, expected) in [
-            (true, true, false, Verdict::Commit),
-            (true, false, false, Verdict::Discard),
-            (true, true, true, Verdict::Discard),
-            (false, true, false, Verdict::KeepDraft),
-            (false, false, false, Verdict::KeepDraft),
-            (false, true, true, Verdict::Discard),
+        for (made, opener_closed, a_writer_died, expected) in [
+            (Written, true, false, Verdict::Commit),
+            (Written, false, false, Verdict::Discard),
+            (Written, true, true, Verdict::Discard),
+            (Opened, true, false, Verdict::KeepDraft),
+            (Opened, false, false, Verdict::KeepDraft),
+            (Touched, false, false, Verdict::KeepDraft),
+            (Opened, true, true, Verdict::Discard),
         ] {
-            assert_eq!(on_release(written, opener_closed, a_writer_died), expected);
+            assert_eq!(on_release(made, opener_closed, a_writer_died), expected);
         }
     }
 }

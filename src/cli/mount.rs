@@ -35,6 +35,7 @@ pub(super) fn config(
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
         },
+        guard: vec![std::env::current_exe()?, "guard".into()],
     })
 }
 
@@ -50,4 +51,17 @@ pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Res
         output::line(&format!("mounted    {}", mountpoint.display()));
     }
     Ok(served.await??)
+}
+
+/// Cut off a mount whose process was killed and cannot die
+///
+/// Each mount starts one for itself.
+#[derive(Debug, Args)]
+pub(super) struct GuardArgs {
+    parent: u32,
+    mountpoint: PathBuf,
+}
+
+pub(super) async fn cmd_guard(args: &GuardArgs) -> anyhow::Result<()> {
+    Ok(isotope_fs::guard(args.parent, &args.mountpoint).await?)
 }

@@ -3,6 +3,7 @@
 //! of space is lost.
 
 mod cluster;
+mod guard;
 mod ledger;
 mod points;
 mod random;

@@ -25,7 +25,7 @@ const TEST_MAX: Duration = Duration::from_secs(150);
 pub(crate) struct World {
     pub(crate) dir: TempDir,
     mounts: Arc<Mutex<Vec<PathBuf>>>,
-    crash_point: Mutex<Option<String>>,
+    failpoints: Mutex<Option<String>>,
     _alive: mpsc::Sender<()>,
 }
 
@@ -49,7 +49,7 @@ impl World {
                 free(&watched.lock().expect("the mounts"));
             }
         });
-        Self { dir, mounts, crash_point: Mutex::default(), _alive: alive }
+        Self { dir, mounts, failpoints: Mutex::default(), _alive: alive }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -89,17 +89,17 @@ impl World {
         self.command(args).output().expect("the binary runs")
     }
 
-    /// Parts started from now on die at this point.
-    pub(crate) fn crash_next_at(&self, point: Option<&str>) {
-        *self.crash_point.lock().expect("the point") = point.map(|point| format!("{point}=return"));
+    /// What parts started from now on do at their crash points (`isotope_proto::crash_point`).
+    pub(crate) fn fail_next(&self, points: Option<&str>) {
+        *self.failpoints.lock().expect("the points") = points.map(str::to_owned);
     }
 
     pub(crate) fn start(&self, log: &str, args: &[&str]) -> Part {
         let log = self.path(log);
-        let crash_point = self.crash_point.lock().expect("the point").clone();
+        let failpoints = self.failpoints.lock().expect("the points").clone();
         let mut child = self
             .command(args)
-            .envs(crash_point.map(|point| ("FAILPOINTS", point)))
+            .envs(failpoints.map(|points| ("FAILPOINTS", points)))
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log).expect("a log"))
             .process_group(0)
@@ -242,6 +242,13 @@ impl Part {
 
     pub(crate) fn lives(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether one of its threads waits where no signal reaches it.
+    pub(crate) fn waits_in_the_kernel(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("tasks");
+        let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).ok();
+        tasks.flatten().filter_map(stat).any(|stat| stat.contains(") D "))
     }
 
     /// kill -9, and gone.

@@ -96,13 +96,13 @@ impl<'w> Cluster<'w> {
         if let Some(part) = self.part(victim).take() {
             part.kill();
         }
-        self.world.crash_next_at(crash_point);
+        self.world.fail_next(crash_point.map(|point| format!("{point}=return")).as_deref());
         let part = match victim {
             Victim::Catalog => self.world.catalog_on(self.url.trim_start_matches("http://")).0,
             Victim::Agent => self.world.agent("a", &self.url, &[&self.pool]),
             Victim::Mount => self.world.mount("mnt", &self.url).0,
         };
-        self.world.crash_next_at(None);
+        self.world.fail_next(None);
         *self.part(victim) = Some(part);
         self.until_ready();
     }

@@ -86,6 +86,7 @@ const ALL: [Passing; 5] = [
             "mount.write.sent",
             "mount.close.sealed",
             "mount.close.published",
+            "mount.notify.begun",
             "mount.close.told",
         ],
     },
