@@ -3,6 +3,7 @@
 
 pub(crate) mod hosts;
 pub(crate) mod programs;
+pub(crate) mod storing;
 pub(crate) mod volumes;
 
 use std::fs::{self, File};

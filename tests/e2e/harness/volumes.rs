@@ -1,5 +1,6 @@
-//! Small volumes: file systems in files, which can be full or read-only.
+//! Small volumes: file systems in files, which can be full, read-only, or fail.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,4 +38,15 @@ pub(crate) fn remount(path: &Path, access: Access) {
         Access::ReadWrite => "remount,rw",
     };
     done(Command::new("mount").args(["-o", option, text(path)]));
+}
+
+/// The file system finds an error in itself and takes no more writes, whoever has files open.
+pub(crate) fn fail(path: &Path) {
+    let options = ["-o", "remount,errors=remount-ro", text(path)];
+    done(Command::new("mount").args(options));
+    let found = Command::new("findmnt").args(["-no", "SOURCE", text(path)]).output();
+    let device = String::from_utf8(found.expect("findmnt runs").stdout).expect("text");
+    let name = Path::new(device.trim()).file_name().unwrap_or(OsStr::new("no device"));
+    let trigger = Path::new("/sys/fs/ext4").join(name).join("trigger_fs_error");
+    fs::write(&trigger, "1").unwrap_or_else(|error| panic!("{}: {error}", trigger.display()));
 }
