@@ -1,6 +1,11 @@
 //! Processes of Isotope in a temporary directory: started, watched, killed, and in the end gone,
 //! mounts and all, whatever the test did. A watchdog frees a test that hangs on a mount.
 
+pub(crate) mod hosts;
+pub(crate) mod programs;
+pub(crate) mod storing;
+pub(crate) mod volumes;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -95,10 +100,13 @@ impl World {
     }
 
     pub(crate) fn start(&self, log: &str, args: &[&str]) -> Part {
+        self.spawn(log, self.command(args))
+    }
+
+    fn spawn(&self, log: &str, mut command: Command) -> Part {
         let log = self.path(log);
         let failpoints = self.failpoints.lock().expect("the points").clone();
-        let mut child = self
-            .command(args)
+        let mut child = command
             .envs(failpoints.map(|points| ("FAILPOINTS", points)))
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log).expect("a log"))
@@ -118,13 +126,17 @@ impl World {
 
     pub(crate) fn mount_point(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        let mut mounts = self.mounts.lock().expect("the mounts");
         // What a killed mount left there must not be touched.
-        if !mounts.contains(&path) {
+        if !self.mounts.lock().expect("the mounts").contains(&path) {
             fs::create_dir_all(&path).expect("a directory");
-            mounts.push(path.clone());
+            self.unmount_in_the_end(&path);
         }
         path
+    }
+
+    /// Whatever is mounted there goes with the test: a mount of ours, a volume, a network.
+    fn unmount_in_the_end(&self, path: &Path) {
+        self.mounts.lock().expect("the mounts").push(path.to_owned());
     }
 
     /// A catalogue on `listen` (port 0: any), and its URL.
@@ -207,7 +219,8 @@ impl Drop for World {
 }
 
 fn free(mounts: &[PathBuf]) {
-    for mount in mounts {
+    // The latest first: one may lie in another.
+    for mount in mounts.iter().rev() {
         // Most are gone already.
         let _ = rustix::mount::unmount(mount, UnmountFlags::FORCE | UnmountFlags::DETACH);
     }
@@ -334,8 +347,15 @@ pub(crate) fn same_bytes(found: &[u8], expected: &[u8]) {
 }
 
 /// Waits until something is so; says what was expected when it never is.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+#[track_caller]
+pub(crate) fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    eventually_in(SOON, what, is_so);
+}
+
+/// The same for what may take longer.
+#[track_caller]
+pub(crate) fn eventually_in(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !is_so() {
         assert!(Instant::now() < deadline, "expected {what}");
         std::thread::sleep(Duration::from_millis(10));

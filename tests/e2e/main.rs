@@ -5,6 +5,7 @@ mod boot;
 mod commands;
 mod faults;
 mod harness;
+mod hosts;
 mod model;
 mod parts;
 mod semantics;
