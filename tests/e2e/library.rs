@@ -112,7 +112,9 @@ impl Library {
         let elsewhere = self.second.join(name);
         eventually("it is on the other mount", || elsewhere.exists());
         holds(elsewhere, bytes);
-        let on_disk = self.pool.join("iso").join(Path::new(name).file_name().expect("a name"));
+        // Named as it was when it was stored.
+        let info = self.world.json(&self.url, &["info", &format!("/{name}")]);
+        let on_disk = self.pool.join(info["replicas"][0]["path"].as_str().expect("a path"));
         eventually("it is in the pool", || on_disk.exists());
         holds(on_disk, bytes);
     }

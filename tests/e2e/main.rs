@@ -9,5 +9,7 @@ mod harness;
 mod library;
 mod model;
 mod parts;
+mod random_writes;
 mod replacing;
 mod semantics;
+mod tools;
