@@ -128,6 +128,20 @@ fn tools_can_store_what_they_make() {
     }
     shell("tar -C $T -cf - sub | tar -C $M -xf -");
     shell("cp -r $T/sub $M/copied");
+    shell("cp $S $S.moved && mv $S.moved $M/moved.iso && cmp $S $M/moved.iso");
+    shell("rsync $S $M/synced.iso && cmp $S $M/synced.iso");
+    shell("curl -sS -o $M/curled.iso file://$S && cmp $S $M/curled.iso");
+    shell("echo 1 | tee $M/teed.iso >> $M/appended.iso && cmp $M/teed.iso $M/appended.iso");
+    shell("truncate -s 9M $M/sparse.img && test $(stat -c %s $M/sparse.img) = 9437184");
+    let mapped = "import mmap, os, sys
+f = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)
+os.write(f, b'x' * 4096)
+try:
+    mmap.mmap(f, 4096)
+except OSError as error:
+    sys.exit(error.errno != 19)
+sys.exit('mapped')";
+    shell(&format!("python3 -c \"{mapped}\" $M/mapped.iso"));
     shell("touch $M/touched.iso && test -f $M/touched.iso && test ! -s $M/touched.iso");
     for n in 0..40 {
         for folder in ["sub", "copied"] {
