@@ -41,6 +41,12 @@ def refused(call, *arguments):
     return 0
 ";
 
+/// A script's beginning: the file is made, and half of it written.
+pub(crate) const HALF: &str = "
+fd = made()
+wrote(fd, HEAD)
+";
+
 /// What the scripts mean to store: `HEAD` and then `TAIL`.
 pub(crate) fn whole() -> Vec<u8> {
     let mut bytes = vec![b'h'; 700_000];

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod boot;
+mod children;
 mod commands;
 mod faults;
 mod flushing;
