@@ -2,10 +2,16 @@
 
 mod bad_input;
 mod boot;
+mod children;
 mod commands;
 mod faults;
+mod flushing;
 mod harness;
 mod hosts;
+mod library;
 mod model;
 mod parts;
+mod random_writes;
+mod replacing;
 mod semantics;
+mod tools;
