@@ -2,7 +2,7 @@
 //! publishes it; what its agent has yet to do on disk is recorded in that same transaction.
 
 use isotope_proto::change::{Delta, Edit};
-use isotope_proto::id::{ContentId, ImageId, NodeId, UploadId, VolumeId};
+use isotope_proto::id::{ContentId, ImageId, Ino, NodeId, UploadId, VolumeId};
 use isotope_proto::image::{Image, Replica};
 use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::refusal::{Reason, Refusal};
@@ -29,22 +29,7 @@ pub(crate) fn begin(
     if let Some(known) = edits.upload(request.id)? {
         return Ok(known.upload);
     }
-    let (parent, name) = (folder(edits, &request.place.folder)?, &request.place.name);
-    if edits.is_reserved(parent.ino, name)? {
-        let text = format!("{name} is being written by somebody else");
-        return Err(Refusal::new(Reason::InUse, text));
-    }
-    if let Some(entry) = edits.entry(parent.ino, name)? {
-        match (node(edits, entry.ino)?, request.existing) {
-            (Node::Folder(_), _) => {
-                return Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder")));
-            }
-            (Node::Image(_), Existing::Refuse) => {
-                return Err(Refusal::new(Reason::Exists, format!("{name} exists")));
-            }
-            (Node::Image(_), Existing::Replace) => {}
-        }
-    }
+    let parent = free_place(edits, &request.place, request.existing)?;
     let upload = Upload {
         id: request.id,
         image: ImageId::mint(now),
@@ -54,11 +39,54 @@ pub(crate) fn begin(
     };
     edits.reserve(&Reserved {
         upload: upload.clone(),
-        parent: parent.ino,
-        name: name.clone(),
+        parent,
+        name: request.place.name.clone(),
         mode: request.mode,
     })?;
     Ok(upload)
+}
+
+/// The folder of a name that may be reserved.
+fn free_place(rows: &Rows<'_>, place: &Place, existing: Existing) -> Result<Ino, Refusal> {
+    let (parent, name) = (folder(rows, &place.folder)?, &place.name);
+    if rows.is_reserved(parent.ino, name)? {
+        let text = format!("{name} is being written by somebody else");
+        return Err(Refusal::new(Reason::InUse, text));
+    }
+    if let Some(entry) = rows.entry(parent.ino, name)? {
+        match (node(rows, entry.ino)?, existing) {
+            (Node::Folder(_), _) => {
+                return Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder")));
+            }
+            (Node::Image(_), Existing::Refuse) => {
+                return Err(Refusal::new(Reason::Exists, format!("{name} exists")));
+            }
+            (Node::Image(_), Existing::Replace) => {}
+        }
+    }
+    Ok(parent.ino)
+}
+
+/// Gives what is being written another name. Asked again, it has it.
+pub(crate) fn rename(
+    edits: &mut Edits<'_>,
+    upload: UploadId,
+    to: &Place,
+    existing: Existing,
+) -> Result<(), Refusal> {
+    let reserved = edits.upload(upload)?.ok_or_else(given_up)?;
+    let parent = folder(edits, &to.folder)?.ino;
+    if (reserved.parent, &reserved.name) == (parent, &to.name) {
+        return Ok(());
+    }
+    let parent = free_place(edits, to, existing)?;
+    edits.release(upload)?;
+    edits.reserve(&Reserved { parent, name: to.name.clone(), ..reserved })
+}
+
+fn given_up() -> Refusal {
+    let text = "the upload was given up; it took too long without a word from its writer";
+    Refusal::new(Reason::NotFound, text)
 }
 
 /// The commit point. An image of that name makes way and goes to the trash.
@@ -69,10 +97,8 @@ pub(crate) fn publish(
     set: Attributes,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let Some(Reserved { upload, parent, name, mode }) = edits.upload(upload)? else {
-        let text = "the upload was given up; it took too long without a word from its writer";
-        return Err(Refusal::new(Reason::NotFound, text));
-    };
+    let reserved = edits.upload(upload)?.ok_or_else(given_up)?;
+    let Reserved { upload, parent, name, mode } = reserved;
     edits.release(upload.id)?;
     let image = Image {
         id: upload.image,
@@ -168,7 +194,7 @@ pub(crate) fn restore(
     for path in paths {
         let path: LibraryPath = path.parse()?;
         let Some((above, name)) = path.split() else { continue };
-        let mut at = isotope_proto::id::Ino::ROOT;
+        let mut at = Ino::ROOT;
         for step in above.names() {
             at = match edits.entry(at, step)? {
                 Some(entry) if edits.folder(entry.ino)?.is_some() => entry.ino,
@@ -188,7 +214,7 @@ pub(crate) fn restore(
 /// `name`, or where that is taken `stem.ADDITION.ext`, `stem.ADDITION.2.ext`, …
 pub(crate) fn free_name(
     rows: &Rows<'_>,
-    folder: isotope_proto::id::Ino,
+    folder: Ino,
     name: &EntryName,
     addition: &str,
 ) -> Result<EntryName, Refusal> {

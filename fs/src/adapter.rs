@@ -16,16 +16,14 @@ use fuser::{
 use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
 use isotope_proto::tree::{Attributes, RenameMode};
-use isotope_proto::upload::Existing;
 use tokio::runtime::Handle as Runtime;
-use tokio::time::timeout;
 use tracing::debug;
 
 use crate::attr::{self, Owner};
 use crate::error::FsError;
-use crate::files::{Answer, DOTS, Files, LIFETIME, WRITE_DEADLINE};
+use crate::files::{Answer, DOTS, Files, LIFETIME};
 use crate::handle::Open;
-use crate::writer::Writer;
+use crate::upload::WriteAt;
 use crate::{READ_REQUEST_BYTES, clock, errno};
 
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
@@ -97,8 +95,8 @@ impl Filesystem for Adapter {
         self.files.mirror.forget(Ino(ino.0), nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.files.attr(Ino(ino.0)) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.files.attr(Ino(ino.0), req.pid()) {
             Ok((attr, lifetime)) => reply.attr(&lifetime, &attr),
             Err(error) => reply.error(errno::of(&error)),
         }
@@ -115,7 +113,7 @@ impl Filesystem for Adapter {
         _atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<std::time::SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<std::time::SystemTime>,
         _chgtime: Option<std::time::SystemTime>,
         _bkuptime: Option<std::time::SystemTime>,
@@ -133,9 +131,9 @@ impl Filesystem for Adapter {
         });
         let set = Attributes { mode: mode.map(|mode| mode & 0o7777), modified };
         let (files, ino, task) = (self.files.clone(), Ino(ino.0), req.pid());
+        let handle = fh.map(|fh| fh.0);
         self.runtime.spawn(async move {
-            let done = files.set_attributes(ino, size, set, task).await;
-            match done.and_then(|()| files.attr(ino)) {
+            match files.set_attributes(ino, handle, size, set, task).await {
                 Ok((attr, lifetime)) => reply.attr(&lifetime, &attr),
                 Err(error) => reply.error(errno::of(&error)),
             }
@@ -198,12 +196,8 @@ impl Filesystem for Adapter {
             (Err(error), _) | (_, Err(error)) => return reply.error(errno::of(&error)),
         };
         let parents = (Ino(parent.0), Ino(newparent.0));
-        if self.files.uploads.named(parents.0, from.as_str()).is_some() {
-            return reply.error(errno::of(&FsError::InUse));
-        }
         self.change(reply, |files| async move {
-            let (from, to) = ((parents.0, &from), (parents.1, &to));
-            files.change(files.catalog.rename(from, to, mode)).await
+            files.rename((parents.0, &from), (parents.1, &to), mode).await
         });
     }
 
@@ -257,15 +251,12 @@ impl Filesystem for Adapter {
         };
         let (files, parent, task) = (self.files.clone(), Ino(parent.0), req.pid());
         self.runtime.spawn(async move {
-            match files.begin_upload(parent, &name, mode & 0o7777, Existing::Refuse).await {
-                Ok(upload) => {
-                    let attr = attr::of_upload(&upload, files.owner);
+            match files.create(parent, &name, mode & 0o7777, task).await {
+                Ok((upload, handle)) => {
+                    let attr = attr::of_upload(upload.draft.ino, &upload, files.owner);
                     let generation = Generation(files.mirror.tree().generation());
-                    files.mirror.remember(upload.draft.ino, 1);
-                    let writer = Writer::new(upload.draft.ino, task, Some(upload));
-                    let id = FileHandle(files.handles.open_for_writing(writer));
                     let direct = FopenFlags::FOPEN_DIRECT_IO;
-                    reply.created(&Duration::ZERO, &attr, generation, id, direct);
+                    reply.created(&Duration::ZERO, &attr, generation, FileHandle(handle), direct);
                 }
                 Err(error) => reply.error(errno::of(&error)),
             }
@@ -274,22 +265,18 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
-        let upload = self.files.uploads.get(ino);
-        let handles = &self.files.handles;
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            // A finished image may be opened so, to be truncated; a write to it is refused.
-            let id = handles.open_for_writing(Writer::new(ino, req.pid(), upload));
-            return reply.opened(FileHandle(id), FopenFlags::FOPEN_DIRECT_IO);
-        }
-        if let Some(upload) = upload {
-            let id = handles.open_for_looking(upload);
-            return reply.opened(FileHandle(id), FopenFlags::FOPEN_DIRECT_IO);
-        }
-        match self.files.handles.open(ino) {
-            Ok(id) => {
-                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                reply.opened(FileHandle(id), flags);
-            }
+        let opened = if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            let opened = self.files.open_for_writing(ino, req.pid());
+            opened.map(|handle| (handle, FopenFlags::FOPEN_DIRECT_IO))
+        } else if let Some(upload) = self.files.uploads.get(ino) {
+            let handle = self.files.handles.open_for_looking(upload);
+            Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
+        } else {
+            let kept = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+            self.files.handles.open(ino).map(|handle| (handle, kept))
+        };
+        match opened {
+            Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
             Err(error) => reply.error(errno::of(&error)),
         }
     }
@@ -302,22 +289,17 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let upload = match self.files.handles.writer(fh.0) {
-            Ok(writer) => writer.upload().ok_or(FsError::NotPermitted),
-            Err(error) => Err(error),
-        };
-        let upload = match upload {
-            Ok(upload) => upload,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
-        let data = Bytes::copy_from_slice(data);
+        let append = flags.0 & libc::O_APPEND != 0;
+        let at = if append { WriteAt::End } else { WriteAt::Offset(offset) };
+        let lock_owner = lock_owner.map_or(0, |it| it.0);
+        let (files, data) = (self.files.clone(), Bytes::copy_from_slice(data));
         self.runtime.spawn(async move {
             let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            match upload.write(offset, data).await {
+            match files.write(fh.0, at, data, lock_owner).await {
                 Ok(()) => reply.written(len),
                 Err(error) => reply.error(errno::of(&error)),
             }
@@ -337,13 +319,7 @@ impl Filesystem for Adapter {
         if mode != 0 {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let writer = self.files.handles.writer(fh.0);
-        let upload = writer.and_then(|it| it.upload().ok_or(FsError::NotPermitted));
-        self.runtime.spawn(async move {
-            let allocated = async { upload?.allocate(offset, length).await };
-            let done = timeout(WRITE_DEADLINE, allocated).await;
-            reply_empty(reply, done.unwrap_or(Err(FsError::TimedOut)));
-        });
+        self.change(reply, |files| async move { files.allocate(fh.0, offset, length).await });
     }
 
     fn read(
@@ -365,13 +341,8 @@ impl Filesystem for Adapter {
         self.runtime.spawn(async move {
             let read = match open {
                 Open::Reading(handle) => handle.read(offset, size).await,
-                Open::Looking(upload) => {
-                    let ino = upload.draft.ino;
-                    files.read_written(ino, Some(upload), offset, size).await
-                }
-                Open::Writing(writer) => {
-                    files.read_written(writer.ino, writer.upload(), offset, size).await
-                }
+                Open::Looking(upload) => files.look(&upload, offset, size).await,
+                Open::Writing(writer) => files.read_through(&writer, offset, size).await,
             };
             match read {
                 Ok(bytes) => reply.data(&bytes),
@@ -389,16 +360,12 @@ impl Filesystem for Adapter {
         req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let Ok(Open::Writing(writer)) = self.files.handles.get(fh.0) else { return reply.ok() };
-        let Some(upload) = writer.upload() else { return reply.ok() };
-        let (files, task) = (self.files.clone(), req.pid());
-        self.runtime.spawn(async move {
-            let verdict = writer.flushed_by(task);
-            reply_empty(reply, files.conclude(&upload, verdict).await);
-        });
+        let task = req.pid();
+        self.change(reply, |files| async move { files.close(&writer, task, lock_owner.0).await });
     }
 
     fn fsync(
@@ -409,9 +376,7 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let Ok(Open::Writing(writer)) = self.files.handles.get(fh.0) else { return reply.ok() };
-        let Some(upload) = writer.upload() else { return reply.ok() };
-        self.runtime.spawn(async move { reply_empty(reply, upload.sync().await) });
+        self.change(reply, |files| async move { files.sync(fh.0).await });
     }
 
     fn fsyncdir(
@@ -441,14 +406,14 @@ impl Filesystem for Adapter {
             let files = self.files.clone();
             self.runtime.spawn(async move {
                 // The program has closed its file; nobody is left to hear how this ends.
-                drop(files.conclude(&upload, verdict).await);
+                drop(files.conclude(&upload, verdict, writer.opener).await);
             });
         }
         reply.ok();
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.files.attr(Ino(ino.0)) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.files.attr(Ino(ino.0), req.pid()) {
             Ok(_) => {
                 let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(FileHandle(0), flags);

@@ -37,11 +37,11 @@ pub(crate) fn of(ino: Ino, inode: &Inode, owner: Owner) -> FileAttr {
     file_attr(ino, owner, kind, size, mode, nlink, [modified, changed, created])
 }
 
-/// A file that is being written, as its writer sees it.
-pub(crate) fn of_upload(upload: &Upload, owner: Owner) -> FileAttr {
+/// A file that is being written, as its writer sees it under the inode that it opened.
+pub(crate) fn of_upload(ino: Ino, upload: &Upload, owner: Owner) -> FileAttr {
     let (size, mode, modified) = upload.shown();
     let times = [modified, modified, modified];
-    file_attr(upload.draft.ino, owner, FileType::RegularFile, size, mode, 1, times)
+    file_attr(ino, owner, FileType::RegularFile, size, mode, 1, times)
 }
 
 /// What the kernel is shown where there is nothing: inode 0, to be cached as an absent name.

@@ -170,8 +170,7 @@ impl Catalog {
             size_bytes: 0,
         };
         let (to, ino) = self.reserve(request).await?;
-        let (parent, name) = (place.0, place.1.clone());
-        Ok(Draft { parent, name, ino, mode, to })
+        Ok(Draft { ino, mode, replaces: None, to })
     }
 
     /// Reserves what is asked for; where its bytes go, and its inode number.
@@ -188,6 +187,26 @@ impl Catalog {
         .await?;
         let to = destination(&upload).map_err(Malformed::from)?;
         Ok((to, Ino(upload.ino)))
+    }
+
+    /// Gives what is being written another name.
+    pub(crate) async fn rename_upload(
+        &self,
+        upload: UploadId,
+        to: (Ino, &EntryName),
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        let request = pb::RenameUploadRequest {
+            upload_id: upload.into(),
+            place: place(to.0, to.1),
+            replace: mode == RenameMode::Replace,
+        };
+        let uploads = &self.uploads;
+        let renamed = until_answered(CHANGE_DEADLINE, || {
+            let (mut uploads, request) = (uploads.clone(), request.clone());
+            async move { uploads.rename(request).await }
+        });
+        renamed.await.map(drop).map_err(FsError::from)
     }
 
     /// Asks until it is answered: the upload's own id makes it one publication.

@@ -184,6 +184,10 @@ impl Handles {
 }
 
 impl Handle {
+    pub(crate) fn ino(&self) -> Ino {
+        self.ino
+    }
+
     fn ahead(&self) -> MutexGuard<'_, Ahead> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }

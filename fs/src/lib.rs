@@ -10,6 +10,7 @@ mod catalog;
 mod clock;
 mod errno;
 mod error;
+mod extents;
 mod files;
 mod follow;
 mod guard;
@@ -28,6 +29,7 @@ pub mod tree;
 mod upload;
 mod uploads;
 mod writer;
+mod writing;
 
 use std::io;
 use std::path::PathBuf;

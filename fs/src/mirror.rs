@@ -107,6 +107,11 @@ impl Mirror {
         };
     }
 
+    /// What a folder's listing shows of files being written here has changed.
+    pub(crate) fn tell_listing(&self, folder: Ino) {
+        self.notifications.send(vec![Stale::Listing(folder)]);
+    }
+
     /// Puts a newly listed tree in the place of the old one.
     pub(crate) fn replace(&self, mut new: Tree) {
         loop {

@@ -9,8 +9,12 @@ const PF_EXITING: u64 = 0x4;
 const FLAGS: usize = 6;
 const EXIT_CODE: usize = 49;
 
-/// The thread group of a task; the task itself where it cannot be told.
+/// The thread group of a task; the task itself where it cannot be told, 0 for one of a pid
+/// namespace that we cannot see into.
 pub(crate) fn thread_group(task: u32) -> u32 {
+    if task == 0 {
+        return 0;
+    }
     let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
     let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
     group.and_then(|group| group.trim().parse().ok()).unwrap_or(task)

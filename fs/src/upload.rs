@@ -2,7 +2,7 @@
 //! when its writer closes it and means it. Until then nobody else sees it; given up, nothing of it
 //! remains.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -10,43 +10,58 @@ use isotope_proto::crash_point;
 use isotope_proto::id::{Ino, UploadId};
 use isotope_proto::name::EntryName;
 use isotope_proto::time::Timestamp;
-use isotope_proto::tree::Attributes;
+use isotope_proto::tree::{Attributes, RenameMode};
 use tokio::sync::OnceCell;
 
 use crate::catalog::Catalog;
 use crate::clock;
 use crate::error::FsError;
-use crate::files::WRITE_DEADLINE;
+use crate::extents::Extents;
 use crate::mirror::{Mirror, Source};
 use crate::remote::Hosts;
 use crate::stage::{Destination, Stage};
 use crate::writer::Made;
+use crate::writing::WRITE_DEADLINE;
 
 /// What a new file is to become.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft {
-    pub(crate) parent: Ino,
-    pub(crate) name: EntryName,
     pub(crate) ino: Ino,
     pub(crate) mode: u32,
+    /// The inode under which its writer opened it, where that shows another image until this one
+    /// is published.
+    pub(crate) replaces: Option<Ino>,
     pub(crate) to: Destination,
 }
 
 /// One file being written, by however many handles.
 pub(crate) struct Upload {
     pub(crate) draft: Draft,
+    /// The name that it will have.
+    place: Mutex<(Ino, EntryName)>,
     catalog: Catalog,
     hosts: Arc<Hosts>,
     mirror: Arc<Mirror>,
     stage: OnceCell<Stage>,
     size_bytes: AtomicU64,
     written: AtomicBool,
-    pub(crate) handles: AtomicUsize,
+    extents: Mutex<Extents>,
+    holders: Mutex<Holders>,
+    /// Its name is gone: what is written still is for its writer alone.
+    unlinked: AtomicBool,
     set: Mutex<Set>,
     /// The first write that failed.
     failed: Mutex<Option<FsError>>,
     /// How it ended; whoever asks for the end waits for the one that brings it about.
     end: OnceCell<Result<(), FsError>>,
+}
+
+/// Where a write goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WriteAt {
+    Offset(u64),
+    /// O_APPEND: the end is the writer's own, which the kernel may not know.
+    End,
 }
 
 /// What was set on it, and when it was last written.
@@ -56,35 +71,134 @@ struct Set {
     touched: Timestamp,
 }
 
+/// Who has it open for writing: thread groups, each as often as it opened it.
+#[derive(Debug, Default)]
+struct Holders {
+    groups: Vec<u32>,
+    /// It is about to be published as it is; nobody may take it up any more.
+    closed: bool,
+}
+
+/// What a program has stored, for it to go on with.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) by: u32,
+    pub(crate) size_bytes: u64,
+    pub(crate) extents: Extents,
+}
+
+/// The thread group of programs in a pid namespace that the mount cannot see: any of them.
+const UNSEEN: u32 = 0;
+
 impl Upload {
     pub(crate) fn new(
         draft: Draft,
+        place: (Ino, EntryName),
         catalog: Catalog,
         hosts: Arc<Hosts>,
         mirror: Arc<Mirror>,
     ) -> Self {
         Self {
             draft,
+            place: Mutex::new(place),
             catalog,
             hosts,
             mirror,
             stage: OnceCell::new(),
             size_bytes: AtomicU64::new(0),
             written: AtomicBool::new(false),
-            handles: AtomicUsize::new(0),
+            extents: Mutex::default(),
+            holders: Mutex::default(),
+            unlinked: AtomicBool::new(false),
             set: Mutex::new(Set { attributes: Attributes::default(), touched: clock::now() }),
             failed: Mutex::default(),
             end: OnceCell::new(),
         }
     }
 
+    /// Folder and name.
+    pub(crate) fn place(&self) -> (Ino, EntryName) {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives it another name.
+    pub(crate) async fn rename(
+        &self,
+        to: (Ino, &EntryName),
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        self.catalog.rename_upload(self.id(), to, mode).await?;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = (to.0, to.1.clone());
+        Ok(())
+    }
+
     fn set(&self) -> MutexGuard<'_, Set> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens it for a thread group.
+    ///
+    /// # Errors
+    /// `InUse` while another writes it: two writers of one file would mix.
+    pub(crate) fn hold(&self, group: u32) -> Result<(), FsError> {
+        let mut holders = self.holders();
+        if holders.closed || is_held_by_another(&holders.groups, group) {
+            return Err(FsError::InUse);
+        }
+        holders.groups.push(group);
+        Ok(())
+    }
+
+    /// True if that was the last.
+    pub(crate) fn let_go(&self, group: u32) -> bool {
+        let mut holders = self.holders();
+        if let Some(at) = holders.groups.iter().position(|it| *it == group) {
+            holders.groups.swap_remove(at);
+        }
+        holders.groups.is_empty()
+    }
+
+    pub(crate) fn is_held_by(&self, group: u32) -> bool {
+        self.holders().groups.contains(&group)
+    }
+
+    pub(crate) fn is_held_by_another(&self, group: u32) -> bool {
+        is_held_by_another(&self.holders().groups, group)
+    }
+
+    /// If nobody has it open, nobody may open it any more.
+    pub(crate) fn close_if_idle(&self) -> bool {
+        let mut holders = self.holders();
+        holders.closed |= holders.groups.is_empty();
+        holders.closed
+    }
+
+    pub(crate) fn is_unlinked(&self) -> bool {
+        self.unlinked.load(Ordering::Relaxed)
+    }
+
+    /// For whoever wrote it, once it is published.
+    pub(crate) fn stored(&self, by: u32) -> Stored {
+        Stored {
+            by,
+            size_bytes: self.size_bytes.load(Ordering::Relaxed),
+            extents: self.extents().clone(),
+        }
+    }
+
+    fn extents(&self) -> MutexGuard<'_, Extents> {
+        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It is over, and whatever came of it is in the tree.
     pub(crate) fn left(&self) {
         self.mirror.set_made_here(self.draft.ino, false);
+        // A listing that the kernel keeps may show it still.
+        self.mirror.tell_listing(self.place().0);
     }
 
     pub(crate) fn id(&self) -> UploadId {
@@ -162,13 +276,21 @@ impl Upload {
         set.attributes.modified = None;
     }
 
-    pub(crate) async fn write(&self, offset: u64, data: Bytes) -> Result<(), FsError> {
-        let end = offset.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+    /// Writes at an offset, or at its end.
+    pub(crate) async fn write(&self, at: WriteAt, data: Bytes) -> Result<(), FsError> {
+        let offset = match at {
+            WriteAt::Offset(offset) => offset,
+            // The kernel sends the writes of one file in turn.
+            WriteAt::End => self.size_bytes.load(Ordering::Relaxed),
+        };
+        let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        let end = offset.saturating_add(len);
         let written = async { self.stage().await?.write(offset, data).await };
         let written = tokio::time::timeout(WRITE_DEADLINE, written);
         self.keep_failure(written.await.unwrap_or(Err(FsError::TimedOut)))?;
         crash_point!("mount.write.sent");
         self.size_bytes.fetch_max(end, Ordering::Relaxed);
+        self.extents().wrote(offset, len);
         self.wrote();
         Ok(())
     }
@@ -189,6 +311,7 @@ impl Upload {
         let allocated = async { self.stage().await?.allocate(offset, len).await };
         self.keep_failure(allocated.await)?;
         self.size_bytes.fetch_max(offset.saturating_add(len), Ordering::Relaxed);
+        self.extents().wrote(offset, len);
         self.wrote();
         Ok(())
     }
@@ -226,8 +349,12 @@ impl Upload {
     }
 
     async fn try_commit(&self) -> Result<(), FsError> {
+        if self.is_unlinked() {
+            return Ok(());
+        }
         crash_point!("mount.close.begun");
-        let sealed = self.stage().await?.seal(self.draft.name.to_string()).await?;
+        let (parent, name) = self.place();
+        let sealed = self.stage().await?.seal(name.to_string()).await?;
         crash_point!("mount.close.sealed");
         let set = self.set().attributes;
         let change = self.catalog.publish(self.id(), sealed, set).await?;
@@ -235,19 +362,27 @@ impl Upload {
         // As if from the feed: a name that led to another file is told to the kernel, and so is
         // what changed of the folder.
         self.mirror.settle(&change, Source::Feed).await;
-        self.mirror.told(self.draft.parent).await;
+        self.mirror.told(parent).await;
         crash_point!("mount.close.told");
         Ok(())
     }
 
     /// After a failure the upload is given up for certain, unless it turns out to be published.
     async fn settle_failure(&self, error: FsError) -> Result<(), FsError> {
-        tracing::warn!(name = %self.draft.name, %error, "an upload failed");
+        tracing::warn!(name = %self.place().1, %error, "an upload failed");
         match self.catalog.abort(self.id()).await {
             Ok(true) => Ok(()),
             // Unreachable: its lease ends there, and with it the upload.
             Ok(false) | Err(_) => Err(error),
         }
+    }
+
+    /// Takes its name away; its writer goes on, and nothing comes of it. False: too late, it is
+    /// published.
+    pub(crate) async fn remove_name(&self) -> Result<bool, FsError> {
+        let published = self.catalog.abort(self.id()).await?;
+        self.unlinked.store(!published, Ordering::Relaxed);
+        Ok(!published)
     }
 
     /// Gives it up, unless it is over.
@@ -265,4 +400,8 @@ impl Upload {
         // A panic there is logged by the runtime; the lease does the rest.
         drop(given_up.await);
     }
+}
+
+fn is_held_by_another(groups: &[u32], group: u32) -> bool {
+    groups.iter().any(|it| *it != group || *it == UNSEEN)
 }

@@ -2,14 +2,14 @@
 //! catalogue, and published or given up when their writers have left.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isotope_proto::id::Ino;
 
 use crate::catalog::Catalog;
-use crate::upload::Upload;
+use crate::error::FsError;
+use crate::upload::{Stored, Upload};
 use crate::writer::Made;
 
 /// The catalogue gives up what it has not heard of for 20 seconds.
@@ -18,9 +18,15 @@ pub(crate) const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// does) for so long; then it is published empty.
 const DRAFT_KEPT: Duration = Duration::from_secs(5);
 
+/// A program may go on with what it has stored for so long.
+const STORED_KEPT: Duration = Duration::from_secs(60);
+/// Files stored lately that are remembered for that.
+const STORED_MAX: usize = 256;
+
 #[derive(Default)]
 pub(crate) struct Uploads {
     by_ino: Mutex<HashMap<Ino, Arc<Upload>>>,
+    stored: Mutex<HashMap<Ino, (Instant, Stored)>>,
 }
 
 impl Uploads {
@@ -36,16 +42,26 @@ impl Uploads {
         self.lock().get(&ino).cloned()
     }
 
+    /// What is to replace the image that an inode shows.
+    pub(crate) fn replacing(&self, ino: Ino) -> Option<Arc<Upload>> {
+        let all = self.lock();
+        let is_it = |it: &&Arc<Upload>| it.draft.replaces == Some(ino) && !it.is_over();
+        all.values().find(is_it).cloned()
+    }
+
     pub(crate) fn named(&self, parent: Ino, name: &str) -> Option<Arc<Upload>> {
         let all = self.lock();
-        let is_it = |it: &&Arc<Upload>| it.draft.parent == parent && it.draft.name.as_str() == name;
+        let is_it = |it: &&Arc<Upload>| {
+            let (folder, its_name) = it.place();
+            (folder, its_name.as_str()) == (parent, name) && !it.is_unlinked()
+        };
         all.values().find(is_it).cloned()
     }
 
     /// Those in a folder, in the order of their inode numbers.
     pub(crate) fn in_folder(&self, folder: Ino) -> Vec<Arc<Upload>> {
         let all = self.lock();
-        let here = all.values().filter(|it| it.draft.parent == folder);
+        let here = all.values().filter(|it| it.place().0 == folder && !it.is_unlinked());
         let mut here: Vec<_> = here.cloned().collect();
         here.sort_unstable_by_key(|it| it.draft.ino);
         here
@@ -56,9 +72,12 @@ impl Uploads {
         upload.left();
     }
 
-    /// Publishes, and then the tree has it.
-    pub(crate) async fn commit(&self, upload: &Arc<Upload>) -> Result<(), crate::error::FsError> {
+    /// Publishes, and then the tree has it. `by` may go on with it.
+    pub(crate) async fn commit(&self, upload: &Arc<Upload>, by: u32) -> Result<(), FsError> {
         let ended = upload.commit().await;
+        if ended.is_ok() && !upload.is_unlinked() {
+            self.remember(upload.draft.ino, upload.stored(by));
+        }
         self.remove(upload);
         ended
     }
@@ -68,14 +87,36 @@ impl Uploads {
         self.remove(upload);
     }
 
+    /// Publishes a file that nobody has open, as it is.
+    pub(crate) async fn commit_if_idle(&self, upload: &Arc<Upload>) -> Result<(), FsError> {
+        if !upload.is_over() && upload.close_if_idle() {
+            self.commit(upload, 0).await?;
+        }
+        Ok(())
+    }
+
     /// After the last close of a file that was never written.
     pub(crate) async fn publish_draft_later(&self, upload: &Arc<Upload>) {
         tokio::time::sleep(DRAFT_KEPT).await;
-        let left = upload.handles.load(Ordering::Relaxed) == 0 && upload.made() != Made::Written;
-        if left && !upload.is_over() {
+        if upload.made() != Made::Written {
             // Nobody is left to hear how it ends.
-            drop(self.commit(upload).await);
+            drop(self.commit_if_idle(upload).await);
         }
+    }
+
+    fn remember(&self, ino: Ino, it: Stored) {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        stored.retain(|_, (at, _)| at.elapsed() < STORED_KEPT);
+        if stored.len() < STORED_MAX {
+            stored.insert(ino, (Instant::now(), it));
+        }
+    }
+
+    /// What a program stored lately under that inode.
+    pub(crate) fn stored_by(&self, ino: Ino, by: u32) -> Option<Stored> {
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = stored.get(&ino).filter(|(at, _)| at.elapsed() < STORED_KEPT);
+        lately.map(|(_, it)| it.clone()).filter(|it| it.by == by && by != 0)
     }
 
     /// For as long as the mount lives.

@@ -1,11 +1,13 @@
 //! One open file that is being written, and the rule of when a close means it. A program that is
 //! killed closes its files, too; a shell closes what its children go on writing.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use isotope_proto::id::Ino;
 
+use crate::error::FsError;
+use crate::handle::Handle;
 use crate::process::{dies_badly, thread_group};
 use crate::upload::Upload;
 
@@ -56,27 +58,44 @@ fn on_release(made: Made, opener_closed: bool, a_writer_died: bool) -> Verdict {
 
 pub(crate) struct Writer {
     pub(crate) ino: Ino,
-    /// Thread group of the program that opened it; 0 if it lives in another pid namespace.
+    /// Thread group of the program that opened it; 0 in a pid namespace that we cannot see into.
     pub(crate) opener: u32,
-    /// None for a finished image, until it is truncated to be replaced.
+    /// None for a finished image, until what is written begins to replace it.
     upload: Mutex<Option<Arc<Upload>>>,
+    /// Held by the one who begins it.
+    pub(crate) beginning: tokio::sync::Mutex<()>,
+    /// Reads the finished image.
+    pub(crate) reader: OnceLock<Arc<Handle>>,
+    /// The kernel's name for the table of open files of whoever wrote last; 0 before.
+    lock_owner: AtomicU64,
     opener_closed: AtomicBool,
     a_writer_died: AtomicBool,
 }
 
 impl Writer {
-    pub(crate) fn new(ino: Ino, task: u32, upload: Option<Arc<Upload>>) -> Self {
+    /// Opened by `opener`, a thread group as the mount sees it.
+    ///
+    /// # Errors
+    /// `InUse` when another program writes it.
+    pub(crate) fn open(
+        ino: Ino,
+        opener: u32,
+        upload: Option<Arc<Upload>>,
+    ) -> Result<Self, FsError> {
         let writer = Self {
             ino,
-            opener: if task == 0 { 0 } else { thread_group(task) },
+            opener,
             upload: Mutex::new(None),
+            beginning: tokio::sync::Mutex::default(),
+            reader: OnceLock::new(),
+            lock_owner: AtomicU64::new(0),
             opener_closed: AtomicBool::new(false),
             a_writer_died: AtomicBool::new(false),
         };
         if let Some(upload) = upload {
-            writer.attach(upload);
+            writer.attach(upload)?;
         }
-        writer
+        Ok(writer)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Upload>>> {
@@ -87,19 +106,32 @@ impl Writer {
         self.lock().clone()
     }
 
-    pub(crate) fn attach(&self, upload: Arc<Upload>) {
-        upload.handles.fetch_add(1, Ordering::Relaxed);
+    /// What is written from here on goes there.
+    ///
+    /// # Errors
+    /// `InUse` when another program writes it.
+    pub(crate) fn attach(&self, upload: Arc<Upload>) -> Result<(), FsError> {
+        upload.hold(self.opener)?;
         *self.lock() = Some(upload);
+        Ok(())
+    }
+
+    pub(crate) fn wrote(&self, lock_owner: u64) {
+        self.lock_owner.store(lock_owner, Ordering::Relaxed);
     }
 
     /// A close by `task`, still waiting in it. Reads `/proc`.
-    pub(crate) fn flushed_by(&self, task: u32) -> Verdict {
+    pub(crate) fn flushed_by(&self, task: u32, lock_owner: u64) -> Verdict {
         let Some(upload) = self.upload().filter(|upload| !upload.is_over()) else {
             return Verdict::Nothing;
         };
-        // From another pid namespace nothing can be told: a close is a close.
         let sender = Sender {
-            is_opener: task == 0 || thread_group(task) == self.opener,
+            is_opener: match task {
+                // From a pid namespace that we cannot see into nothing can be told of a process,
+                // but that a child has a table of open files of its own.
+                0 => [0, lock_owner].contains(&self.lock_owner.load(Ordering::Relaxed)),
+                task => thread_group(task) == self.opener,
+            },
             dies_badly: task != 0 && dies_badly(task),
         };
         if sender.dies_badly {
@@ -114,8 +146,7 @@ impl Writer {
     /// what becomes of it.
     pub(crate) fn released(&self) -> Option<(Arc<Upload>, Verdict)> {
         let upload = self.lock().take()?;
-        let last = upload.handles.fetch_sub(1, Ordering::Relaxed) == 1;
-        if !last || upload.is_over() {
+        if !upload.let_go(self.opener) || upload.is_over() {
             return None;
         }
         let verdict = on_release(

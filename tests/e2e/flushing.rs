@@ -9,8 +9,8 @@ use std::process::Command;
 use libc::{EPERM, O_NONBLOCK, SIGXFSZ};
 use rustix::process::Signal;
 
-use crate::harness::{eventually, holds, text};
-use crate::library::{HALF, Library, Program, whole};
+use crate::harness::{eventually, holds, text, walk};
+use crate::library::{EMPTY, HALF, Library, Program, whole};
 
 #[test]
 fn a_program_killed_by_any_signal_stores_nothing() {
@@ -294,5 +294,40 @@ fn a_file_that_grows_too_large_for_its_writer_is_not_stored() {
     fs::write(library.world.path("source"), whole()).expect("written");
     let done = library.bash("(ulimit -f 500; exec cp $D/source $M/file.iso)");
     assert_eq!(done.status.code(), Some(128 + SIGXFSZ), "{done:?}");
+    library.stores_nothing();
+}
+
+#[test]
+fn a_child_that_the_mount_cannot_see_does_not_store_its_parents_half() {
+    let library = Library::new();
+    let (_mount, mount) = mounted_apart(&library);
+    let script = format!(
+        "{HALF}
+subprocess.run(['true'])
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+stop('half')
+wrote(fd, TAIL)
+os.close(fd)"
+    );
+    let mut program = library.program_at(&mount.join("file.iso"), &script);
+    program.says("half");
+    assert!(!library.second.join("file.iso").exists());
+    program.goes_on();
+    assert_eq!(program.ends(), 0);
+    library.stores("file.iso", &whole());
+}
+
+#[test]
+fn a_folder_that_was_listed_meanwhile_forgets_what_was_given_up() {
+    let library = Library::new();
+    let mut program = library.program(&format!("{HALF}stop('half')"));
+    program.says("half");
+    assert!(walk(&library.mount).contains(&"file.iso".to_owned()), "it is listed to its writer");
+    program.signal(Signal::KILL);
+    program.ends();
+    eventually("it is not found", || !library.file().exists());
+    eventually("nor listed", || walk(&library.mount) == EMPTY);
     library.stores_nothing();
 }

@@ -264,3 +264,156 @@ fn a_finished_image_refuses_each_way_of_changing_it() {
         EMPTY.len() + 1
     );
 }
+
+#[test]
+fn of_two_writers_on_one_mount_one_wins_whole() {
+    let library = Library::new();
+    let (first_bytes, bytes) = (whole(), pattern("second", 1_500_000));
+    fs::write(library.world.path("source"), &bytes).expect("written");
+    for second in [
+        "cp $D/source $M/file.iso",
+        "cat $D/source > $M/file.iso",
+        "cat $D/source >> $M/file.iso",
+        "dd if=$D/source of=$M/file.iso conv=notrunc status=none",
+    ] {
+        let mut first = library.program(HALF);
+        first.says("half");
+        let second_won = library.bash(second).status.success();
+        first.goes_on();
+        let first_won = first.ends() == 0;
+        assert!(first_won != second_won, "{second}: first {first_won}, second {second_won}");
+        library.stores("file.iso", if first_won { &first_bytes } else { &bytes });
+        fs::remove_file(library.file()).expect("removed");
+        eventually("its file has gone", || walk(&library.pool.join("iso")).is_empty());
+    }
+}
+
+#[test]
+fn a_file_whose_name_was_taken_away_is_not_stored() {
+    let library = Library::new();
+    let bytes = pattern("second", 1_500_000);
+    fs::write(library.world.path("source"), &bytes).expect("written");
+    let mut first = library.program(HALF);
+    first.says("half");
+    library.shell("cp --remove-destination $D/source $M/file.iso");
+    first.goes_on();
+    assert_eq!(first.ends(), 0, "as on any file system");
+    library.stores("file.iso", &bytes);
+}
+
+#[test]
+fn a_file_that_is_written_is_not_stored_by_whoever_touches_it() {
+    let library = Library::new();
+    for meddling in [
+        "touch $M/file.iso",
+        "truncate -s 100 $M/file.iso",
+        "(exec 3>> $M/file.iso)",
+        "(exec 3<> $M/file.iso)",
+        "chmod 600 $M/file.iso",
+    ] {
+        let mut writer = library.program(HALF);
+        writer.says("half");
+        // It may be refused; it must not be the file's end.
+        library.bash(meddling);
+        assert!(!library.second.join("file.iso").exists(), "{meddling}");
+        writer.goes_on();
+        assert_eq!(writer.ends(), 0, "{meddling}");
+        library.stores("file.iso", &whole());
+        fs::remove_file(library.file()).expect("removed");
+        eventually("its file has gone", || walk(&library.pool.join("iso")).is_empty());
+    }
+}
+
+#[test]
+fn an_image_that_was_emptied_can_be_written_at_once() {
+    let library = Library::new();
+    fs::write(library.world.path("source"), whole()).expect("written");
+    fs::write(library.file(), old()).expect("stored");
+    library.shell(": > $M/file.iso; : > $M/file.iso; cp $D/source $M/file.iso");
+    library.stores("file.iso", &whole());
+    std::thread::sleep(std::time::Duration::from_secs(7));
+    library.stores("file.iso", &whole());
+}
+
+#[test]
+fn an_image_that_is_removed_while_it_is_overwritten_does_not_come_back() {
+    for writer in [
+        "fd = os.open(FILE, os.O_WRONLY | os.O_TRUNC)
+wrote(fd, HEAD)
+os.unlink(FILE)
+wrote(fd, TAIL)
+os.close(fd)",
+        "os.close(os.open(FILE, os.O_WRONLY | os.O_TRUNC))\nos.unlink(FILE)",
+    ] {
+        let library = Library::new();
+        fs::write(library.file(), old()).expect("stored");
+        assert_eq!(library.program(writer).ends(), 0);
+        std::thread::sleep(std::time::Duration::from_secs(7));
+        assert_eq!(walk(&library.mount), EMPTY);
+        library.stores_nothing();
+    }
+}
+
+#[test]
+fn a_finished_image_is_not_emptied_by_ftruncate() {
+    let library = Library::new();
+    fs::write(library.file(), whole()).expect("stored");
+    let script = "print(refused(os.ftruncate, os.open(FILE, os.O_RDWR), 0))\nos._exit(0)";
+    let mut program = library.program(script);
+    program.says(&EPERM.to_string());
+    assert_eq!(program.ends(), 0);
+    std::thread::sleep(std::time::Duration::from_secs(7));
+    library.stores("file.iso", &whole());
+}
+
+#[test]
+fn a_file_may_be_renamed_before_it_is_closed() {
+    let library = Library::new();
+    // As GLib does for all that GNOME's programs save.
+    let script = "
+part = FILE + '.goutputstream-0UP3Y3'
+fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+wrote(fd, HEAD + TAIL)
+os.fsync(fd)
+os.rename(part, FILE)
+os.close(fd)";
+    assert_eq!(library.program(script).ends(), 0);
+    library.stores("file.iso", &whole());
+    fs::write(library.file(), b"to be replaced").expect("stored");
+    assert_eq!(library.program(script).ends(), 0);
+    library.stores("file.iso", &whole());
+}
+
+#[test]
+fn an_empty_file_may_be_renamed_at_once() {
+    let library = Library::new();
+    library.shell("mv $(mktemp -p $M) $M/file.iso");
+    library.stores("file.iso", b"");
+}
+
+#[test]
+fn two_writers_on_one_mount_do_not_mix() {
+    let library = Library::new();
+    // The second truncates what the first began, if it is let; then both go on.
+    let second = "
+fd = None
+try:
+    fd = os.open(FILE, os.O_WRONLY | os.O_TRUNC)
+    wrote(fd, b'2' * 400_000)
+except OSError:
+    pass
+stop('half')
+if fd is None:
+    sys.exit(1)
+wrote(fd, b'2' * 700_000)
+os.close(fd)";
+    let mut first = library.program(HALF);
+    first.says("half");
+    let mut second = library.program(second);
+    second.says("half");
+    first.goes_on();
+    second.goes_on();
+    let (first_won, second_won) = (first.ends() == 0, second.ends() == 0);
+    assert!(first_won != second_won, "first {first_won}, second {second_won}");
+    library.stores("file.iso", &if first_won { whole() } else { vec![b'2'; 1_100_000] });
+}

@@ -317,3 +317,86 @@ fn small_files_by_the_thousand() {
     eventually("all of them in the pool", || walk(&in_pool).len() == 2 * FILES);
     assert_eq!(library.world.json(&library.url, &["scan"])["discovered"], 0);
 }
+
+/// What QEMU makes reads as its source does, and nothing of it is seen elsewhere before it is done.
+#[test]
+fn qemu_img_stores_what_it_converts() {
+    let (library, _) = library();
+    library.shell("cp $D/source $D/raw && truncate -s 24M $D/raw");
+    for (options, format, name) in [
+        ("-O raw", "raw", "a.img"),
+        ("-O raw -t none -m 8 -W", "raw", "b.img"),
+        ("-O qcow2", "qcow2", "a.qcow2"),
+        ("-O qcow2 -c", "qcow2", "b.qcow2"),
+        ("-O raw", "raw", "a.img"),
+    ] {
+        library.shell(&format!(
+            "qemu-img convert -f raw {options} $D/raw $M/{name}
+             qemu-img compare -f raw -F {format} $D/raw $M/{name}"
+        ));
+        library.stores(name, &fs::read(library.mount.join(name)).expect("read"));
+    }
+    library.shell("qemu-img create -q -f qcow2 $M/new.qcow2 10M && qemu-img check -q $M/new.qcow2");
+}
+
+#[test]
+fn xorriso_makes_an_iso_with_its_own_commands() {
+    let (library, _) = library();
+    library.shell(
+        "mkdir $D/tree && cp $D/source $D/tree && xorriso -outdev $M/made.iso -map $D/tree / -commit 2>$D/log
+         xorriso -osirrox on -indev $M/made.iso -extract / $D/out 2>$D/log && diff -r $D/tree $D/out",
+    );
+}
+
+/// Runs scripts that overwrite a longer `$M/a.iso`; each has stored all of `$D/source`.
+fn each_overwrites(scripts: &[&str]) {
+    let (library, bytes) = library();
+    library.shell("chmod 640 $D/source && touch -d 2020-02-02 $D/source");
+    for script in scripts {
+        library.shell("(cat $D/source $D/source) > $M/new.iso && mv $M/new.iso $M/a.iso");
+        library.shell(script);
+        library.stores("a.iso", &bytes);
+    }
+}
+
+#[test]
+fn what_appends_to_an_emptied_image_begins_at_its_beginning() {
+    each_overwrites(&[
+        "dd if=$D/source of=$M/a.iso oflag=append status=none 2>/dev/null",
+        "python3 -c 'import os, sys
+f = os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC)
+os.lseek(f, 0, os.SEEK_END)
+with open(f, \"wb\") as target:
+    target.write(open(sys.argv[2], \"rb\").read())' $M/a.iso $D/source",
+    ]);
+}
+
+#[test]
+fn what_is_written_over_an_image_may_be_truncated() {
+    each_overwrites(&["python3 -c 'import os, sys
+f = open(sys.argv[1], \"wb\")
+f.write(open(sys.argv[2], \"rb\").read() + b\"more\")
+f.truncate(3_000_001)' $M/a.iso $D/source"]);
+    let (library, bytes) = library();
+    let holes: Vec<u8> = bytes[..1_000_000].iter().copied().chain(vec![0; 2_000_001]).collect();
+    fs::write(library.world.path("holes"), &holes).expect("written");
+    for script in [
+        "cp --sparse=always $D/holes $M/a.iso",
+        "dd if=$D/holes of=$M/a.iso bs=4k conv=sparse status=none",
+    ] {
+        library.shell("(cat $D/source $D/source) > $M/new.iso && mv $M/new.iso $M/a.iso");
+        library.shell(script);
+        library.stores("a.iso", &holes);
+    }
+}
+
+#[test]
+fn mode_and_time_of_what_is_written_over_an_image_are_the_new_ones() {
+    let kept = "test \"$(stat -c '%a %Y' $D/source)\" = \"$(stat -c '%a %Y' $M/a.iso)\"";
+    each_overwrites(&[
+        &format!("cp -p $D/source $M/a.iso && {kept}"),
+        &format!(
+            "cp -p $D/source $D/a.iso && tar -C $D -cf - a.iso | tar -C $M --overwrite -xf - && {kept}"
+        ),
+    ]);
+}

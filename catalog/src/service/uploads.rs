@@ -6,7 +6,8 @@ use isotope_proto::id::{RequestId, UploadId};
 use isotope_proto::pb;
 use isotope_proto::pb::upload_service_server::UploadService;
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::upload::{Sealed, Upload, UploadRequest};
+use isotope_proto::tree::Place;
+use isotope_proto::upload::{Existing, Sealed, Upload, UploadRequest};
 use isotope_proto::wire::{Malformed, published_attributes};
 use tonic::{Request, Response, Status};
 use tracing::debug;
@@ -57,6 +58,18 @@ impl UploadService for Uploads {
             pool: target.pool,
             node: target.node.name,
         }))
+    }
+
+    async fn rename(
+        &self,
+        request: Request<pb::RenameUploadRequest>,
+    ) -> Result<Response<pb::RenameUploadReply>, Status> {
+        let request = request.into_inner();
+        let upload = UploadId::try_from(&*request.upload_id).map_err(Malformed::from)?;
+        let to = Place::try_from(request.place)?;
+        let existing = if request.replace { Existing::Replace } else { Existing::Refuse };
+        self.0.store.commit(None, Verb::RenameUpload { upload, to, existing }).await?;
+        Ok(Response::new(pb::RenameUploadReply {}))
     }
 
     async fn publish(

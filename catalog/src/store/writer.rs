@@ -12,7 +12,7 @@ use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{FileChange, Hello};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Attributes, Place, RenameMode};
-use isotope_proto::upload::{Sealed, TaskDone, Upload, UploadRequest};
+use isotope_proto::upload::{Existing, Sealed, TaskDone, Upload, UploadRequest};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,6 +54,11 @@ pub(crate) enum Verb {
         volume: VolumeId,
         node: NodeId,
     },
+    RenameUpload {
+        upload: UploadId,
+        to: Place,
+        existing: Existing,
+    },
     /// Its request id is the upload's own.
     Publish {
         upload: UploadId,
@@ -91,6 +96,7 @@ impl Verb {
             Self::Register { .. } => "register",
             Self::ApplyFiles { .. } => "apply_files",
             Self::BeginUpload { .. } => "begin_upload",
+            Self::RenameUpload { .. } => "rename_upload",
             Self::Publish { .. } => "publish",
             Self::SetAttributes { .. } => "set_attributes",
             Self::Abort { .. } => "abort",
@@ -278,6 +284,9 @@ fn decide(
         }
         Verb::BeginUpload { request, volume, node } => {
             return Ok(Outcome::Upload(uploads::begin(edits, request, *volume, *node, now)?));
+        }
+        Verb::RenameUpload { upload, to, existing } => {
+            uploads::rename(edits, *upload, to, *existing)?;
         }
         Verb::Publish { upload, sealed, set } => {
             uploads::publish(edits, *upload, sealed, *set, now)?;
