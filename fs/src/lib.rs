@@ -15,6 +15,7 @@ mod files;
 mod follow;
 mod guard;
 mod handle;
+mod holders;
 mod mirror;
 mod mountpoint;
 mod notify;

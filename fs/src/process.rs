@@ -3,17 +3,18 @@
 
 use std::fs;
 
+use crate::holders::UNSEEN;
+
 /// `PF_EXITING` of the kernel's `include/linux/sched.h`: set before a dying task's files close.
 const PF_EXITING: u64 = 0x4;
 /// Fields of `/proc/PID/stat` counted from the state, the first one after the name (proc(5)).
 const FLAGS: usize = 6;
 const EXIT_CODE: usize = 49;
 
-/// The thread group of a task; the task itself where it cannot be told, 0 for one of a pid
-/// namespace that we cannot see into.
+/// The thread group of a task; the task itself where it cannot be told.
 pub(crate) fn thread_group(task: u32) -> u32 {
-    if task == 0 {
-        return 0;
+    if task == UNSEEN {
+        return UNSEEN;
     }
     let status = fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
     let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));

@@ -17,6 +17,7 @@ use crate::catalog::Catalog;
 use crate::clock;
 use crate::error::FsError;
 use crate::extents::Extents;
+use crate::holders::Holders;
 use crate::mirror::{Mirror, Source};
 use crate::remote::Hosts;
 use crate::stage::{Destination, Stage};
@@ -46,7 +47,7 @@ pub(crate) struct Upload {
     size_bytes: AtomicU64,
     written: AtomicBool,
     extents: Mutex<Extents>,
-    holders: Mutex<Holders>,
+    pub(crate) holders: Holders,
     /// Its name is gone: what is written still is for its writer alone.
     unlinked: AtomicBool,
     set: Mutex<Set>,
@@ -71,14 +72,6 @@ struct Set {
     touched: Timestamp,
 }
 
-/// Who has it open for writing: thread groups, each as often as it opened it.
-#[derive(Debug, Default)]
-struct Holders {
-    groups: Vec<u32>,
-    /// It is about to be published as it is; nobody may take it up any more.
-    closed: bool,
-}
-
 /// What a program has stored, for it to go on with.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
@@ -86,9 +79,6 @@ pub(crate) struct Stored {
     pub(crate) size_bytes: u64,
     pub(crate) extents: Extents,
 }
-
-/// The thread group of programs in a pid namespace that the mount cannot see: any of them.
-const UNSEEN: u32 = 0;
 
 impl Upload {
     pub(crate) fn new(
@@ -108,7 +98,7 @@ impl Upload {
             size_bytes: AtomicU64::new(0),
             written: AtomicBool::new(false),
             extents: Mutex::default(),
-            holders: Mutex::default(),
+            holders: Holders::default(),
             unlinked: AtomicBool::new(false),
             set: Mutex::new(Set { attributes: Attributes::default(), touched: clock::now() }),
             failed: Mutex::default(),
@@ -134,47 +124,6 @@ impl Upload {
 
     fn set(&self) -> MutexGuard<'_, Set> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn holders(&self) -> MutexGuard<'_, Holders> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Opens it for a thread group.
-    ///
-    /// # Errors
-    /// `InUse` while another writes it: two writers of one file would mix.
-    pub(crate) fn hold(&self, group: u32) -> Result<(), FsError> {
-        let mut holders = self.holders();
-        if holders.closed || is_held_by_another(&holders.groups, group) {
-            return Err(FsError::InUse);
-        }
-        holders.groups.push(group);
-        Ok(())
-    }
-
-    /// True if that was the last.
-    pub(crate) fn let_go(&self, group: u32) -> bool {
-        let mut holders = self.holders();
-        if let Some(at) = holders.groups.iter().position(|it| *it == group) {
-            holders.groups.swap_remove(at);
-        }
-        holders.groups.is_empty()
-    }
-
-    pub(crate) fn is_held_by(&self, group: u32) -> bool {
-        self.holders().groups.contains(&group)
-    }
-
-    pub(crate) fn is_held_by_another(&self, group: u32) -> bool {
-        is_held_by_another(&self.holders().groups, group)
-    }
-
-    /// If nobody has it open, nobody may open it any more.
-    pub(crate) fn close_if_idle(&self) -> bool {
-        let mut holders = self.holders();
-        holders.closed |= holders.groups.is_empty();
-        holders.closed
     }
 
     pub(crate) fn is_unlinked(&self) -> bool {
@@ -400,8 +349,4 @@ impl Upload {
         // A panic there is logged by the runtime; the lease does the rest.
         drop(given_up.await);
     }
-}
-
-fn is_held_by_another(groups: &[u32], group: u32) -> bool {
-    groups.iter().any(|it| *it != group || *it == UNSEEN)
 }

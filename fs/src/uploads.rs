@@ -9,6 +9,7 @@ use isotope_proto::id::Ino;
 
 use crate::catalog::Catalog;
 use crate::error::FsError;
+use crate::holders::UNSEEN;
 use crate::upload::{Stored, Upload};
 use crate::writer::Made;
 
@@ -89,8 +90,8 @@ impl Uploads {
 
     /// Publishes a file that nobody has open, as it is.
     pub(crate) async fn commit_if_idle(&self, upload: &Arc<Upload>) -> Result<(), FsError> {
-        if !upload.is_over() && upload.close_if_idle() {
-            self.commit(upload, 0).await?;
+        if !upload.is_over() && upload.holders.close_if_idle() {
+            self.commit(upload, UNSEEN).await?;
         }
         Ok(())
     }
@@ -116,7 +117,7 @@ impl Uploads {
     pub(crate) fn stored_by(&self, ino: Ino, by: u32) -> Option<Stored> {
         let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = stored.get(&ino).filter(|(at, _)| at.elapsed() < STORED_KEPT);
-        lately.map(|(_, it)| it.clone()).filter(|it| it.by == by && by != 0)
+        lately.map(|(_, it)| it.clone()).filter(|it| it.by == by && by != UNSEEN)
     }
 
     /// For as long as the mount lives.

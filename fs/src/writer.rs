@@ -111,7 +111,7 @@ impl Writer {
     /// # Errors
     /// `InUse` when another program writes it.
     pub(crate) fn attach(&self, upload: Arc<Upload>) -> Result<(), FsError> {
-        upload.hold(self.opener)?;
+        upload.holders.add(self.opener)?;
         *self.lock() = Some(upload);
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Writer {
     /// what becomes of it.
     pub(crate) fn released(&self) -> Option<(Arc<Upload>, Verdict)> {
         let upload = self.lock().take()?;
-        if !upload.let_go(self.opener) || upload.is_over() {
+        if !upload.holders.remove(self.opener) || upload.is_over() {
             return None;
         }
         let verdict = on_release(

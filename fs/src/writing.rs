@@ -174,7 +174,7 @@ impl Files {
     /// What the sender of a request means by an inode: what it writes there itself.
     fn written_by(&self, ino: Ino, task: u32) -> Option<Arc<Upload>> {
         let replacing = || self.uploads.replacing(ino);
-        let own = |it: &Arc<Upload>| it.is_held_by(thread_group(task));
+        let own = |it: &Arc<Upload>| it.holders.has(thread_group(task));
         self.uploads.get(ino).or_else(|| replacing().filter(own))
     }
 
@@ -242,7 +242,7 @@ impl Files {
                 return self.upload_of(&writer).await?.truncate(size).await;
             }
             match self.uploads.get(ino) {
-                Some(upload) if upload.is_held_by_another(group) => Err(FsError::InUse),
+                Some(upload) if upload.holders.has_another(group) => Err(FsError::InUse),
                 Some(upload) => upload.truncate(size).await,
                 None if size == 0 => self.begin_replacing(ino, group).await,
                 None => Err(FsError::NotPermitted),
