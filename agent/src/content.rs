@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use isotope_proto::id::ImageId;
@@ -14,6 +14,7 @@ use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
 use tokio::sync::mpsc;
 
+use crate::marker::SIDECAR_DIR;
 use crate::volume::{Volume, open_file, stamp_of};
 
 /// Bytes in one piece. Larger ones gained nothing over gRPC, smaller ones cost processor time.
@@ -23,6 +24,9 @@ const PIECES_AHEAD: usize = 4;
 
 /// Between a rename of ours and the index there are some system calls.
 const RELOCATE_PAUSE: Duration = Duration::from_millis(20);
+/// So long what lies where only we move files is looked for: on a busy host the thread that moves
+/// them may have to wait between the two. A mount passes over a host that is silent for twice that.
+const RELOCATE_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) type Pieces = mpsc::Receiver<Result<Bytes, Refusal>>;
 
@@ -68,6 +72,7 @@ fn open(volume: &Volume, image: ImageId) -> Result<(File, Stamp), Refusal> {
         index.locate(image).map(|(path, stamp)| (path.clone(), stamp)).ok_or_else(gone)
     };
     let (mut path, mut stamp) = locate()?;
+    let began = Instant::now();
     loop {
         match open_file(&root, path.as_str()) {
             Ok((file, found)) if found == stamp => return Ok((file, stamp)),
@@ -76,7 +81,8 @@ fn open(volume: &Volume, image: ImageId) -> Result<(File, Stamp), Refusal> {
                 // It may just have been brought to another place, of which the index hears last.
                 std::thread::sleep(RELOCATE_PAUSE);
                 let now = locate()?;
-                if now.0 == path {
+                let by_us = path.as_str().starts_with(SIDECAR_DIR);
+                if now.0 == path && !(by_us && began.elapsed() < RELOCATE_MAX) {
                     return Err(gone());
                 }
                 (path, stamp) = now;
@@ -165,5 +171,23 @@ mod tests {
         assert_eq!(collect(&volume, 0, 6).await, Err(Reason::Replaced));
         fs::remove_file(&path).expect("removed");
         assert_eq!(collect(&volume, 0, 6).await, Err(Reason::NotFound));
+    }
+
+    #[tokio::test]
+    async fn a_file_of_which_the_index_hears_late_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path(), b"bytes");
+        let place = VolumePath::parse("iso/a.iso").expect("a path");
+        let stamp = volume.index().locate(IMAGE).expect("known").1;
+        let staged = VolumePath::parse(".isotope/staging/a").expect("a path");
+        volume.index_mut().remove(&place);
+        volume.index_mut().put_aside(IMAGE, staged, stamp);
+        let late = Arc::clone(&volume);
+        let mover = std::thread::spawn(move || {
+            std::thread::sleep(RELOCATE_PAUSE * 10);
+            late.index_mut().insert(place, Known { image: IMAGE, stamp });
+        });
+        assert_eq!(collect(&volume, 0, 5).await.as_deref(), Ok(&b"bytes"[..]));
+        mover.join().expect("moved");
     }
 }
