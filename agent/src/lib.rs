@@ -19,6 +19,7 @@ mod stage;
 mod tasks;
 mod volume;
 mod walk;
+mod writable;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -51,8 +51,9 @@ pub(crate) fn make_dirs(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     }
 }
 
-/// What a writer is told when the disk refuses.
-pub(crate) fn refused(error: &io::Error) -> Refusal {
+/// What a writer is told when the disk refuses; the volume is looked at then.
+fn refused(volume: &Volume, error: &io::Error) -> Refusal {
+    volume.writable.failed(error);
     let reason = match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC) => Reason::NoSpace,
         Some(Errno::ROFS) => Reason::ReadOnly,
@@ -88,7 +89,7 @@ impl Staged {
         let offline = |reason| Refusal::new(Reason::Unavailable, reason);
         let root = volume.root().map_err(offline)?;
         let dir_path = staging_dir(node);
-        let dir = make_dirs(&root, &dir_path).map_err(|error| refused(&error))?;
+        let dir = make_dirs(&root, &dir_path).map_err(|error| refused(&volume, &error))?;
         volume.set_writing(image, true);
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -96,7 +97,7 @@ impl Staged {
             Ok(file) => File::from(file),
             Err(error) => {
                 volume.set_writing(image, false);
-                return Err(refused(&error.into()));
+                return Err(refused(&volume, &error.into()));
             }
         };
         crash_point!("agent.stage.created");
@@ -111,32 +112,36 @@ impl Staged {
         }
     }
 
+    fn refused(&self, error: &io::Error) -> Refusal {
+        refused(&self.volume, error)
+    }
+
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        self.open()?.write_all_at(data, offset).map_err(|error| refused(&error))?;
+        self.open()?.write_all_at(data, offset).map_err(|error| self.refused(&error))?;
         crash_point!("agent.stage.written");
         Ok(())
     }
 
     pub(crate) fn truncate(&self, size_bytes: u64) -> Result<(), Refusal> {
-        self.open()?.set_len(size_bytes).map_err(|error| refused(&error))
+        self.open()?.set_len(size_bytes).map_err(|error| self.refused(&error))
     }
 
     pub(crate) fn allocate(&self, range: ByteRange) -> Result<(), Refusal> {
         let done = fallocate(self.open()?, FallocateFlags::empty(), range.start(), range.len());
-        done.map_err(|error| refused(&error.into()))
+        done.map_err(|error| self.refused(&error.into()))
     }
 
     /// Fewer bytes than asked for only at the end of the file.
     pub(crate) fn read(&self, range: ByteRange) -> Result<Bytes, Refusal> {
-        let size = self.file.metadata().map_err(|error| refused(&error))?.len();
+        let size = self.file.metadata().map_err(|error| self.refused(&error))?.len();
         let range = ByteRange::clamped(range.start(), range.len(), size);
         let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut bytes, range.start()).map_err(|error| refused(&error))?;
+        self.file.read_exact_at(&mut bytes, range.start()).map_err(|error| self.refused(&error))?;
         Ok(bytes.into())
     }
 
     pub(crate) fn sync(&self) -> Result<(), Refusal> {
-        self.file.sync_data().map_err(|error| refused(&error))
+        self.file.sync_data().map_err(|error| self.refused(&error))
     }
 
     /// Makes the bytes durable, then the intent to publish them.
@@ -156,7 +161,7 @@ impl Staged {
             crash_point!("agent.seal.done");
             Ok(stamp_of(&fstat(&self.file)?))
         })();
-        let stamp: Stamp = done.map_err(|error| refused(&error))?;
+        let stamp: Stamp = done.map_err(|error| self.refused(&error))?;
         self.state = State::Sealed;
         let at = format!("{}/{}", self.dir_path, self.image);
         self.volume.index_mut().put_aside(self.image, VolumePath::parse(&at)?, stamp);

@@ -43,6 +43,7 @@ pub(crate) fn carry_out(volume: &Volume, node: NodeId, tasks: Vec<FileTask>) -> 
                 warn!(image = %task.image, path = %task.path, kind = %task.kind, "the file of this task is not here");
             }
             Err(error) => {
+                volume.writable.failed(&error);
                 warn!(image = %task.image, path = %task.path, kind = %task.kind, %error, "a file could not be brought to its place; it is tried again");
             }
         }
