@@ -20,6 +20,7 @@ mod tasks;
 mod volume;
 mod walk;
 mod writable;
+mod writeback;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -24,6 +24,7 @@ use tracing::warn;
 use crate::identify::identify_by_name;
 use crate::marker::SIDECAR_DIR;
 use crate::volume::{IMAGE_DIR, Volume, open_beneath, stamp_of};
+use crate::writeback::Writeback;
 
 /// Ends the name of the file beside a staged one that says it is whole.
 const INTENT: &str = "intent";
@@ -71,6 +72,7 @@ pub(crate) struct Staged {
     dir: OwnedFd,
     dir_path: String,
     file: File,
+    writeback: Writeback,
     state: State,
 }
 
@@ -101,7 +103,8 @@ impl Staged {
             }
         };
         crash_point!("agent.stage.created");
-        Ok(Self { volume, image, dir, dir_path, file, state: State::Open })
+        let writeback = Writeback::default();
+        Ok(Self { volume, image, dir, dir_path, file, writeback, state: State::Open })
     }
 
     /// No write follows a seal: the bytes are what is about to be published.
@@ -116,8 +119,10 @@ impl Staged {
         refused(&self.volume, error)
     }
 
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        self.open()?.write_all_at(data, offset).map_err(|error| self.refused(&error))?;
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
+        let written = self.open()?.write_all_at(data, offset);
+        let written = written.and_then(|()| self.writeback.wrote(&self.file, data.len()));
+        written.map_err(|error| self.refused(&error))?;
         crash_point!("agent.stage.written");
         Ok(())
     }
@@ -140,15 +145,15 @@ impl Staged {
         Ok(bytes.into())
     }
 
-    pub(crate) fn sync(&self) -> Result<(), Refusal> {
-        self.file.sync_data().map_err(|error| self.refused(&error))
+    pub(crate) fn sync(&mut self) -> Result<(), Refusal> {
+        self.writeback.sync_data(&self.file).map_err(|error| self.refused(&error))
     }
 
     /// Makes the bytes durable, then the intent to publish them.
     pub(crate) fn seal(&mut self, filename: &str) -> Result<Sealed, Refusal> {
         let name = EntryName::parse(filename)?;
         let done = (|| {
-            self.file.sync_all()?;
+            self.writeback.sync_all(&self.file)?;
             crash_point!("agent.seal.synced");
             let intent = format!("{}.{INTENT}", self.image);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;

@@ -278,7 +278,7 @@ mod tests {
     fn what_was_never_sealed_leaves_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let volume = volume(dir.path());
-        let staged = Staged::create(Arc::clone(&volume), NODE, IMAGE).expect("created");
+        let mut staged = Staged::create(Arc::clone(&volume), NODE, IMAGE).expect("created");
         staged.write(10, b"bytes").expect("written");
         drop(staged);
         // And what a killed agent left.
