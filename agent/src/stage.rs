@@ -23,7 +23,7 @@ use tracing::warn;
 
 use crate::identify::identify_by_name;
 use crate::marker::SIDECAR_DIR;
-use crate::volume::{IMAGE_DIR, Volume, open_beneath, stamp_of};
+use crate::volume::{IMAGE_DIR, Volume, open_beneath, open_file, stamp_of};
 use crate::writeback::Writeback;
 
 /// Ends the name of the file beside a staged one that says it is whole.
@@ -34,6 +34,17 @@ const FILE_MODE: u32 = 0o644;
 /// Directory of a node's staged files: a shared volume has one for each of its nodes.
 pub(crate) fn staging_dir(node: NodeId) -> String {
     format!("{SIDECAR_DIR}/staging/{node}")
+}
+
+/// A staged file that is whole.
+pub(crate) fn open_sealed(
+    root: &OwnedFd,
+    node: NodeId,
+    image: ImageId,
+) -> io::Result<(File, Stamp)> {
+    let path = format!("{}/{image}", staging_dir(node));
+    statat(root, format!("{path}.{INTENT}"), AtFlags::SYMLINK_NOFOLLOW)?;
+    open_file(root, &path)
 }
 
 /// Makes a directory beneath the root, with those above it.

@@ -22,6 +22,11 @@ const TRASH_DIR: &str = ".isotope/trash";
 /// Names tried for a file whose place is taken.
 const NAMES_MAX: u32 = 10_000;
 
+/// Where a deleted image's file lies.
+pub(crate) fn trash_path(image: ImageId) -> String {
+    format!("{TRASH_DIR}/{image}")
+}
+
 /// Carries out tasks; returns those that are done.
 pub(crate) fn carry_out(volume: &Volume, node: NodeId, tasks: Vec<FileTask>) -> Vec<TaskDone> {
     let root = match volume.root() {
@@ -58,7 +63,7 @@ fn one(
     node: NodeId,
     task: &FileTask,
 ) -> io::Result<Option<VolumePath>> {
-    let trash = VolumePath::parse(&format!("{TRASH_DIR}/{}", task.image)).map_err(invalid)?;
+    let trash = VolumePath::parse(&trash_path(task.image)).map_err(invalid)?;
     let found = find(volume, root, node, task, &trash);
     match (task.kind, found) {
         (FileTaskKind::Finish | FileTaskKind::Restore, Some(at)) => {
