@@ -19,6 +19,8 @@ mod stage;
 mod tasks;
 mod volume;
 mod walk;
+mod writable;
+mod writeback;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

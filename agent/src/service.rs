@@ -43,12 +43,13 @@ pub(crate) fn server(volumes: Volumes, node: NodeId) -> Router {
         .max_frame_size(FRAME_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(ContentServiceServer::new(Content { volumes }))
+        .add_service(ContentServiceServer::new(Content { volumes, node }))
         .add_service(stage.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 struct Content {
     volumes: Volumes,
+    node: NodeId,
 }
 
 #[tonic::async_trait]
@@ -68,7 +69,7 @@ impl ContentService for Content {
         let volume = self.volumes.get(&volume).ok_or_else(|| {
             Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
         })?;
-        let pieces = content::read(Arc::clone(volume), image, range).await?;
+        let pieces = content::read(Arc::clone(volume), self.node, image, range).await?;
         let chunk = |piece: Result<_, Refusal>| Ok(ReadChunk { data: piece? });
         Ok(Response::new(Box::pin(ReceiverStream::new(pieces).map(chunk))))
     }

@@ -23,7 +23,8 @@ use tracing::warn;
 
 use crate::identify::identify_by_name;
 use crate::marker::SIDECAR_DIR;
-use crate::volume::{IMAGE_DIR, Volume, open_beneath, stamp_of};
+use crate::volume::{IMAGE_DIR, Volume, open_beneath, open_file, stamp_of};
+use crate::writeback::Writeback;
 
 /// Ends the name of the file beside a staged one that says it is whole.
 const INTENT: &str = "intent";
@@ -33,6 +34,17 @@ const FILE_MODE: u32 = 0o644;
 /// Directory of a node's staged files: a shared volume has one for each of its nodes.
 pub(crate) fn staging_dir(node: NodeId) -> String {
     format!("{SIDECAR_DIR}/staging/{node}")
+}
+
+/// A staged file that is whole.
+pub(crate) fn open_sealed(
+    root: &OwnedFd,
+    node: NodeId,
+    image: ImageId,
+) -> io::Result<(File, Stamp)> {
+    let path = format!("{}/{image}", staging_dir(node));
+    statat(root, format!("{path}.{INTENT}"), AtFlags::SYMLINK_NOFOLLOW)?;
+    open_file(root, &path)
 }
 
 /// Makes a directory beneath the root, with those above it.
@@ -51,8 +63,9 @@ pub(crate) fn make_dirs(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     }
 }
 
-/// What a writer is told when the disk refuses.
-pub(crate) fn refused(error: &io::Error) -> Refusal {
+/// What a writer is told when the disk refuses; the volume is looked at then.
+fn refused(volume: &Volume, error: &io::Error) -> Refusal {
+    volume.writable.failed(error);
     let reason = match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC) => Reason::NoSpace,
         Some(Errno::ROFS) => Reason::ReadOnly,
@@ -70,6 +83,7 @@ pub(crate) struct Staged {
     dir: OwnedFd,
     dir_path: String,
     file: File,
+    writeback: Writeback,
     state: State,
 }
 
@@ -88,7 +102,7 @@ impl Staged {
         let offline = |reason| Refusal::new(Reason::Unavailable, reason);
         let root = volume.root().map_err(offline)?;
         let dir_path = staging_dir(node);
-        let dir = make_dirs(&root, &dir_path).map_err(|error| refused(&error))?;
+        let dir = make_dirs(&root, &dir_path).map_err(|error| refused(&volume, &error))?;
         volume.set_writing(image, true);
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -96,11 +110,12 @@ impl Staged {
             Ok(file) => File::from(file),
             Err(error) => {
                 volume.set_writing(image, false);
-                return Err(refused(&error.into()));
+                return Err(refused(&volume, &error.into()));
             }
         };
         crash_point!("agent.stage.created");
-        Ok(Self { volume, image, dir, dir_path, file, state: State::Open })
+        let writeback = Writeback::default();
+        Ok(Self { volume, image, dir, dir_path, file, writeback, state: State::Open })
     }
 
     /// No write follows a seal: the bytes are what is about to be published.
@@ -111,39 +126,45 @@ impl Staged {
         }
     }
 
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        self.open()?.write_all_at(data, offset).map_err(|error| refused(&error))?;
+    fn refused(&self, error: &io::Error) -> Refusal {
+        refused(&self.volume, error)
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
+        let written = self.open()?.write_all_at(data, offset);
+        let written = written.and_then(|()| self.writeback.wrote(&self.file, data.len()));
+        written.map_err(|error| self.refused(&error))?;
         crash_point!("agent.stage.written");
         Ok(())
     }
 
     pub(crate) fn truncate(&self, size_bytes: u64) -> Result<(), Refusal> {
-        self.open()?.set_len(size_bytes).map_err(|error| refused(&error))
+        self.open()?.set_len(size_bytes).map_err(|error| self.refused(&error))
     }
 
     pub(crate) fn allocate(&self, range: ByteRange) -> Result<(), Refusal> {
         let done = fallocate(self.open()?, FallocateFlags::empty(), range.start(), range.len());
-        done.map_err(|error| refused(&error.into()))
+        done.map_err(|error| self.refused(&error.into()))
     }
 
     /// Fewer bytes than asked for only at the end of the file.
     pub(crate) fn read(&self, range: ByteRange) -> Result<Bytes, Refusal> {
-        let size = self.file.metadata().map_err(|error| refused(&error))?.len();
+        let size = self.file.metadata().map_err(|error| self.refused(&error))?.len();
         let range = ByteRange::clamped(range.start(), range.len(), size);
         let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut bytes, range.start()).map_err(|error| refused(&error))?;
+        self.file.read_exact_at(&mut bytes, range.start()).map_err(|error| self.refused(&error))?;
         Ok(bytes.into())
     }
 
-    pub(crate) fn sync(&self) -> Result<(), Refusal> {
-        self.file.sync_data().map_err(|error| refused(&error))
+    pub(crate) fn sync(&mut self) -> Result<(), Refusal> {
+        self.writeback.sync_data(&self.file).map_err(|error| self.refused(&error))
     }
 
     /// Makes the bytes durable, then the intent to publish them.
     pub(crate) fn seal(&mut self, filename: &str) -> Result<Sealed, Refusal> {
         let name = EntryName::parse(filename)?;
         let done = (|| {
-            self.file.sync_all()?;
+            self.writeback.sync_all(&self.file)?;
             crash_point!("agent.seal.synced");
             let intent = format!("{}.{INTENT}", self.image);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
@@ -156,7 +177,7 @@ impl Staged {
             crash_point!("agent.seal.done");
             Ok(stamp_of(&fstat(&self.file)?))
         })();
-        let stamp: Stamp = done.map_err(|error| refused(&error))?;
+        let stamp: Stamp = done.map_err(|error| self.refused(&error))?;
         self.state = State::Sealed;
         let at = format!("{}/{}", self.dir_path, self.image);
         self.volume.index_mut().put_aside(self.image, VolumePath::parse(&at)?, stamp);

@@ -8,7 +8,7 @@ use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, NodeId};
 use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::upload::{FileTask, FileTaskKind, TaskDone};
-use rustix::fs::{AtFlags, OFlags, RenameFlags, fsync, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, OFlags, RenameFlags, fsync, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
@@ -21,6 +21,11 @@ use crate::walk;
 const TRASH_DIR: &str = ".isotope/trash";
 /// Names tried for a file whose place is taken.
 const NAMES_MAX: u32 = 10_000;
+
+/// Where a deleted image's file lies.
+pub(crate) fn trash_path(image: ImageId) -> String {
+    format!("{TRASH_DIR}/{image}")
+}
 
 /// Carries out tasks; returns those that are done.
 pub(crate) fn carry_out(volume: &Volume, node: NodeId, tasks: Vec<FileTask>) -> Vec<TaskDone> {
@@ -43,6 +48,7 @@ pub(crate) fn carry_out(volume: &Volume, node: NodeId, tasks: Vec<FileTask>) -> 
                 warn!(image = %task.image, path = %task.path, kind = %task.kind, "the file of this task is not here");
             }
             Err(error) => {
+                volume.writable.failed(&error);
                 warn!(image = %task.image, path = %task.path, kind = %task.kind, %error, "a file could not be brought to its place; it is tried again");
             }
         }
@@ -57,18 +63,19 @@ fn one(
     node: NodeId,
     task: &FileTask,
 ) -> io::Result<Option<VolumePath>> {
-    let trash = VolumePath::parse(&format!("{TRASH_DIR}/{}", task.image)).map_err(invalid)?;
+    let trash = VolumePath::parse(&trash_path(task.image)).map_err(invalid)?;
     let found = find(volume, root, node, task, &trash);
     match (task.kind, found) {
         (FileTaskKind::Finish | FileTaskKind::Restore, Some(at)) => {
             let place = if at.as_str().starts_with(SIDECAR_DIR) {
                 move_to_place(root, &at, &task.path)?
             } else {
-                at
+                at.clone()
             };
-            crash_point!("agent.{}.moved", task.kind);
             let known = Known { image: task.image, stamp: task.stamp };
             volume.index_mut().insert(place.clone(), known);
+            sync_dirs(root, &at, &place)?;
+            crash_point!("agent.{}.moved", task.kind);
             clear(root, node, task.image)?;
             Ok(Some(place))
         }
@@ -76,14 +83,15 @@ fn one(
         (FileTaskKind::Trash, Some(at)) => {
             if at != trash {
                 make_dirs(root, TRASH_DIR)?;
-                rename(root, at.as_str(), trash.as_str(), RenameFlags::empty())?;
+                renameat(root, at.as_str(), root, trash.as_str())?;
             }
-            crash_point!("agent.{}.moved", task.kind);
             let mut index = volume.index_mut();
+            index.put_aside(task.image, trash.clone(), task.stamp);
             index.remove_from(&task.path, task.image);
             index.remove_from(&at, task.image);
-            index.put_aside(task.image, trash, task.stamp);
             drop(index);
+            sync_dirs(root, &at, &trash)?;
+            crash_point!("agent.{}.moved", task.kind);
             clear(root, node, task.image)?;
             Ok(Some(task.path.clone()))
         }
@@ -145,22 +153,27 @@ fn move_to_place(root: &OwnedFd, from: &VolumePath, place: &VolumePath) -> io::R
     for n in 1..NAMES_MAX {
         let tried = if n == 1 { name.clone() } else { name.with_addition(&n.to_string()) };
         let to = VolumePath::parse(&format!("{dir}/{tried}")).map_err(invalid)?;
-        match rename(root, from.as_str(), to.as_str(), RenameFlags::NOREPLACE) {
+        match renameat_with(root, from.as_str(), root, to.as_str(), RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(to),
-            Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {}
-            Err(error) => return Err(error),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Err(io::Error::other(format!("no free name beside {place}")))
 }
 
-/// Renames durably: after a crash the file is at one end or the other.
-fn rename(root: &OwnedFd, from: &str, to: &str, flags: RenameFlags) -> io::Result<()> {
-    renameat_with(root, from, root, to, flags)?;
+/// Makes a rename durable, this try's or an interrupted one's: after a crash the file is at one end
+/// or the other. Whoever reads it has been told by the index before, for this may take long.
+fn sync_dirs(root: &OwnedFd, from: &VolumePath, to: &VolumePath) -> io::Result<()> {
     crash_point!("agent.rename.unsynced");
-    for path in [from, to] {
-        let (dir, _) = path.rsplit_once('/').unwrap_or((".", path));
-        fsync(open_beneath(root, dir, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
+    let dir = |path: &VolumePath| match path.as_str().rsplit_once('/') {
+        Some((dir, _)) => dir.to_owned(),
+        None => ".".to_owned(),
+    };
+    let mut dirs = vec![dir(from), dir(to)];
+    dirs.dedup();
+    for dir in dirs {
+        fsync(open_beneath(root, &*dir, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
     }
     Ok(())
 }
@@ -270,7 +283,7 @@ mod tests {
     fn what_was_never_sealed_leaves_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let volume = volume(dir.path());
-        let staged = Staged::create(Arc::clone(&volume), NODE, IMAGE).expect("created");
+        let mut staged = Staged::create(Arc::clone(&volume), NODE, IMAGE).expect("created");
         staged.write(10, b"bytes").expect("written");
         drop(staged);
         // And what a killed agent left.

@@ -10,19 +10,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use isotope_proto::cluster::{Access, Space, VolumeState};
+use isotope_proto::cluster::{Space, VolumeState};
 use isotope_proto::id::{ImageId, VolumeId};
 use isotope_proto::image::Stamp;
 use isotope_proto::report::OfferedVolume;
 use isotope_proto::time::Timestamp;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfsMountFlags, accessat, fstat,
-    fstatfs, fstatvfs, openat2,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, accessat, fstat, fstatfs, fstatvfs,
+    openat2,
 };
 use rustix::io::Errno;
 
 use crate::index::Index;
 use crate::marker::{self, Found};
+use crate::writable::Writable;
 
 /// Where images lie in a volume.
 pub(crate) const IMAGE_DIR: &str = "iso";
@@ -62,6 +63,7 @@ pub(crate) struct Volume {
     settled: AtomicBool,
     /// Its directory does not answer; who asked it for anything would wait with it.
     silent: AtomicBool,
+    pub(crate) writable: Writable,
 }
 
 const SILENT: &str = "its directory does not answer";
@@ -144,6 +146,7 @@ impl Checked {
             writing: Mutex::default(),
             settled: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            writable: Writable::default(),
         })
     }
 
@@ -175,7 +178,7 @@ impl Volume {
         }
         let state = match found {
             Root::Offline(reason) => VolumeState::Offline(reason),
-            Root::Open(root) => match space(&root) {
+            Root::Open(root) => match space(&root, &self.writable) {
                 Ok(space) => VolumeState::Online(space),
                 Err(error) => VolumeState::Offline(format!("its disk does not answer: {error}")),
             },
@@ -251,10 +254,10 @@ impl Volume {
             return Ok(());
         }
         let written = self.index().write(&root);
-        if written.is_err() {
+        written.inspect_err(|error| {
+            self.writable.failed(error);
             self.index_mut().mark_changed();
-        }
-        written
+        })
     }
 
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -329,7 +332,7 @@ fn judge(opened: Result<(OwnedFd, Found), VolumeError>, expected: VolumeId) -> R
     }
 }
 
-fn space(root: &OwnedFd) -> io::Result<Space> {
+fn space(root: &OwnedFd, writable: &Writable) -> io::Result<Space> {
     let (stat, vfs) = (fstat(root)?, fstatvfs(root)?);
     // One host's device numbers mean nothing on another; the machine id tells hosts apart.
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
@@ -338,11 +341,7 @@ fn space(root: &OwnedFd) -> io::Result<Space> {
         capacity_bytes: vfs.f_blocks.saturating_mul(vfs.f_frsize),
         free_bytes: vfs.f_bfree.saturating_mul(vfs.f_frsize),
         available_bytes: vfs.f_bavail.saturating_mul(vfs.f_frsize),
-        access: if vfs.f_flag.contains(StatVfsMountFlags::RDONLY) {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        },
+        access: writable.access(root, &vfs),
     })
 }
 

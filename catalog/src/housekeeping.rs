@@ -38,10 +38,9 @@ async fn give_up_uploads(core: &Core) -> Result<(), isotope_proto::refusal::Refu
 }
 
 async fn purge_trash(core: &Core) -> Result<(), isotope_proto::refusal::Refusal> {
-    let Some(held) = core.leases.held(Instant::now()) else { return Ok(()) };
     let now = clock::now();
-    let mut images = core.store.read(move |rows| rows.trash_expired(now)).await?;
-    images.retain(|image| !held.contains(image));
+    let expired = core.store.read(move |rows| rows.trash_expired(now)).await?;
+    let Some(images) = core.leases.unheld(expired, Instant::now()) else { return Ok(()) };
     if !images.is_empty() {
         info!(images = images.len(), "deleted from the trash for good");
         core.commit(None, Verb::Purge { images }).await?;

@@ -1,5 +1,6 @@
 //! What lives only while somebody says so: uploads, and images that mounts hold open. Kept in
-//! memory; after a start everything is taken to be wanted until its keepers had time to speak.
+//! memory; after a start everything is taken to be wanted until its keepers had time to speak. No
+//! wall clock has a say in it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,6 @@ use isotope_proto::id::{ImageId, SessionId, UploadId};
 pub(crate) const UPLOAD_LEASE: Duration = Duration::from_secs(20);
 /// Mounts say every five seconds what they hold.
 const HOLD_LEASE: Duration = Duration::from_secs(15);
-pub(crate) const HOLD_LEASE_NS: i64 = 15_000_000_000;
 
 pub(crate) struct Leases {
     born: Instant,
@@ -22,6 +22,8 @@ pub(crate) struct Leases {
 struct State {
     uploads: HashMap<UploadId, Instant>,
     holds: HashMap<SessionId, (Instant, HashSet<ImageId>)>,
+    /// Images that were deleted less than a lease ago.
+    deleted: HashMap<ImageId, Instant>,
 }
 
 impl Leases {
@@ -51,14 +53,25 @@ impl Leases {
         self.lock().holds.insert(session, (now, images));
     }
 
-    /// The images that somebody holds; `None` while not everybody can have spoken yet.
-    pub(crate) fn held(&self, now: Instant) -> Option<HashSet<ImageId>> {
+    /// Images have left the library; mounts may have yet to say that they have them open.
+    pub(crate) fn deleted(&self, images: impl IntoIterator<Item = ImageId>, now: Instant) {
+        let mut state = self.lock();
+        state.deleted.retain(|_, at| now.duration_since(*at) < HOLD_LEASE);
+        state.deleted.extend(images.into_iter().map(|id| (id, now)));
+    }
+
+    /// Of deleted images, those that nobody can hold; `None` while not everybody can have spoken
+    /// yet. What was deleted before this start has been so for long enough by then.
+    pub(crate) fn unheld(&self, images: Vec<ImageId>, now: Instant) -> Option<Vec<ImageId>> {
         if now.duration_since(self.born) < HOLD_LEASE {
             return None;
         }
         let mut state = self.lock();
         state.holds.retain(|_, (at, _)| now.duration_since(*at) < HOLD_LEASE);
-        Some(state.holds.values().flat_map(|(_, images)| images).copied().collect())
+        state.deleted.retain(|_, at| now.duration_since(*at) < HOLD_LEASE);
+        let is_held = |id: &ImageId| state.holds.values().any(|(_, images)| images.contains(id));
+        let is_free = |id: &ImageId| !state.deleted.contains_key(id) && !is_held(id);
+        Some(images.into_iter().filter(is_free).collect())
     }
 }
 
@@ -87,9 +100,13 @@ mod tests {
         let leases = Leases::new(born);
         let image = ImageId::from_bytes([1; 16]);
         let at = |seconds| born + Duration::from_secs(seconds);
-        assert_eq!(leases.held(at(14)), None);
+        let unheld = |seconds| leases.unheld(vec![image], at(seconds));
+        assert_eq!(unheld(14), None);
         leases.hold(SessionId::from_bytes([1; 16]), HashSet::from([image]), at(14));
-        assert_eq!(leases.held(at(20)), Some(HashSet::from([image])));
-        assert_eq!(leases.held(at(30)), Some(HashSet::new()));
+        assert_eq!(unheld(20), Some(Vec::new()));
+        assert_eq!(unheld(30), Some(vec![image]));
+        leases.deleted([image], at(40));
+        assert_eq!(unheld(54), Some(Vec::new()), "who has it open may not have spoken");
+        assert_eq!(unheld(55), Some(vec![image]));
     }
 }

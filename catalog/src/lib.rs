@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use isotope_proto::change::{Delta, Edit};
 use isotope_proto::id::RequestId;
 use isotope_proto::refusal::Refusal;
 use tokio::net::TcpListener;
@@ -76,6 +77,11 @@ impl Core {
     /// Makes a change of which agents may have to hear.
     async fn commit(&self, request: Option<RequestId>, verb: Verb) -> Result<Committed, Refusal> {
         let committed = self.store.commit(request, verb).await?;
+        let gone = |delta: &Delta| match delta {
+            Delta::Image(Edit::Removed(image)) => Some(image.id),
+            _ => None,
+        };
+        self.leases.deleted(committed.change.deltas.iter().filter_map(gone), Instant::now());
         self.tasks.send_modify(|count| *count = count.wrapping_add(1));
         Ok(committed)
     }

@@ -11,7 +11,7 @@ use isotope_proto::report::{FILE_CHANGES_MAX, FileChange, Hello, OfferedVolume};
 use isotope_proto::upload::{TASKS_MAX, TaskDone};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
@@ -131,6 +131,8 @@ impl Session {
         let mut tasks = self.core.tasks.subscribe();
         tasks.mark_changed();
         let mut again = interval(TASKS_EVERY);
+        // Not begun anew in each round: most end with something else than a message.
+        let mut silent_at = Instant::now() + SILENCE_MAX;
         loop {
             tokio::select! {
                 Ok(()) = tasks.changed() => {
@@ -139,13 +141,14 @@ impl Session {
                     }
                 }
                 _ = again.tick() => tasks.mark_changed(),
-                message = timeout(SILENCE_MAX, messages.message()) => match message {
+                message = timeout_at(silent_at, messages.message()) => match message {
                     Ok(Ok(Some(message))) => {
                         if let Err(refusal) = self.heard(message).await {
                             warn!(node = self.hello.node.name, error = %refusal, "agent's message refused");
                             let _ = out.try_send(Err(refusal.into()));
                             return;
                         }
+                        silent_at = Instant::now() + SILENCE_MAX;
                     }
                     Ok(Ok(None) | Err(_)) => return,
                     Err(_) => {

@@ -7,7 +7,6 @@ use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::pb::library_service_server::LibraryService;
 use isotope_proto::pb::{self, listing, stat_request};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, FOLDER_MODE, Place};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
@@ -15,10 +14,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::STREAM_MAX;
-use crate::leases::HOLD_LEASE_NS;
+use crate::Core;
 use crate::library::{self, Node};
 use crate::store::{Outcome, Rows, Verb};
-use crate::{Core, clock};
 
 /// Entries read at once for a list.
 const PAGE_MAX: usize = 1000;
@@ -245,21 +243,16 @@ impl LibraryService for Library {
         let ids = request.into_inner().image_ids;
         let ids = ids.iter().map(|id| ImageId::try_from(&**id).map_err(Malformed::from));
         let mut images: Vec<ImageId> = ids.collect::<Result<_, _>>()?;
-        let trash = self.0.store.read(|rows| rows.trash()).await?;
         if images.is_empty() {
+            let trash = self.0.store.read(|rows| rows.trash()).await?;
             images = trash.iter().map(|it| it.image.id).collect();
         }
-        let Some(held) = self.0.leases.held(Instant::now()) else {
+        let asked = images.len();
+        let Some(images) = self.0.leases.unheld(images, Instant::now()) else {
             let text = "the catalogue has just started and does not know yet what mounts have \
                         open; try again in 15 seconds";
             return Err(Refusal::new(Reason::Busy, text).into());
         };
-        let asked = images.len();
-        // Of what was deleted just now, mounts may not have said yet that they have it open.
-        let just_now = Timestamp(clock::now().0.saturating_sub(HOLD_LEASE_NS));
-        let is_recent =
-            |image: &ImageId| trash.iter().any(|it| it.image.id == *image && it.deleted > just_now);
-        images.retain(|image| !held.contains(image) && !is_recent(image));
         let held = u64::try_from(asked - images.len()).unwrap_or(u64::MAX);
         match self.0.commit(None, Verb::Purge { images }).await?.outcome {
             Outcome::Purged { images, size_bytes } => {

@@ -76,6 +76,26 @@ fn wrong_clocks_change_nothing() {
     assert_eq!(c.json(&url, &["scan"])["discovered"], 0);
 }
 
+#[test]
+fn the_trash_is_emptied_although_the_clock_was_set_back() {
+    let world = World::new();
+    let network = Network::new(&world);
+    let [right, a] = ["right", "a"].map(|name| network.host(name));
+    let back = network.host_with_clock("back", "-1d");
+    let pool = world.pool("isos", &["old.iso"]);
+    let (catalog, url) = right.catalog();
+    let agent = a.agent(&url, &[&pool]);
+    all_scanned(&a, &url, 1);
+    assert!(a.run(&["--server", &url, "rm", "/other/old.iso"]).status.success());
+    catalog.kill();
+    drop(agent);
+    // The same state.
+    let (_catalog, url) = back.catalog();
+    let _agent = a.agent(&url, &[&pool]);
+    all_scanned(&a, &url, 1);
+    eventually_in(HEALED, "an empty trash", || a.json(&url, &["trash", "empty"])["images"] == 1);
+}
+
 /// A day, as logs write it.
 fn date_of(day: &str) -> String {
     let output = Command::new("date").args(["-u", "-d", day, "+%F"]).output();

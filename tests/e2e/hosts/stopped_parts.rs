@@ -1,17 +1,17 @@
 //! Parts that stop for a while and go on as if nothing had been: no close is a lie.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::{LONG, MIB, all_scanned};
+use super::{HEALED, LONG, MIB, all_scanned};
 use crate::harness::hosts::Network;
 use crate::harness::programs::{Copy, Ended};
 use crate::harness::storing::{
     UPLOAD_SECONDS, nothing_stays_staged, source, staged_bytes, told_the_truth,
 };
-use crate::harness::{Part, World, eventually};
+use crate::harness::{Part, World, eventually, eventually_in};
 
 /// The copy's last bytes, and its end, while a part has stopped for so long.
 fn end_during_stop(copy: Copy, rest: &[u8], part: &Part, how_long: Duration) -> Ended {
@@ -70,4 +70,25 @@ fn a_catalogue_that_stops_while_a_file_is_closed_makes_no_close_a_lie() {
         told_the_truth(&ended, &paths, &source);
         nothing_stays_staged(&pool);
     }
+}
+
+/// Its connection stays, so only its silence tells.
+#[test]
+fn an_agent_that_says_nothing_for_five_seconds_is_taken_for_gone() {
+    let world = World::new();
+    let network = Network::new(&world);
+    let [catalog, a] = ["catalog", "a"].map(|name| network.host(name));
+    let pool = world.pool("isos", &[]);
+    let (_catalog, url) = catalog.catalog();
+    let agent = a.agent(&url, &[&pool]);
+    all_scanned(&catalog, &url, 1);
+    let state = || {
+        catalog.json(&url, &["status"])["volumes"][0]["state"].as_str().unwrap_or("?").to_owned()
+    };
+    agent.signal(Signal::STOP);
+    let began = Instant::now();
+    eventually_in(HEALED, "offline", || state() == "offline");
+    let took = began.elapsed();
+    agent.signal(Signal::CONT);
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }

@@ -138,3 +138,27 @@ fn a_volume_that_fails_while_it_stores_a_file_fails_that_file_alone() {
     same(&on_b.join("linux/cut.iso"), &source);
     eventually("the file in its place", || big.join("iso/cut.iso").exists());
 }
+
+/// ext4 says then that it can be written to, whoever asks.
+#[test]
+fn files_go_elsewhere_once_a_disk_has_failed_and_refuses_writes() {
+    let world = World::new();
+    let network = Network::new(&world);
+    let [catalog, a, b] = ["catalog", "a", "b"].map(|name| network.host(name));
+    let (small, big) = (world.small_pool("small", 48), world.pool("big", &[]));
+    let (_catalog, url) = catalog.catalog();
+    let _agents = [a.agent(&url, &[&small]), b.agent(&url, &[&big])];
+    let (_mount, on_a) = a.mount(&url);
+    all_scanned(&a, &url, 2);
+    let (source, bytes) = source(&world, 8 * MIB);
+    let mut copy = Copy::begin(&on_a.join("linux/cut.iso"), UPLOAD_SECONDS);
+    copy.feed(&bytes[..4 * MIB]);
+    eventually("its bytes", || staged_bytes(&small) >= 3 * MIB);
+    fail(&small);
+    copy.end(&bytes[4 * MIB..]).expect_failure(&["Read-only file system"]);
+    eventually_in(HEALED, "a file stored elsewhere", || {
+        within(SECONDS, &["cp", text(&source), text(&on_a.join("linux/other.iso"))]).well()
+    });
+    eventually("the file in its place", || big.join("iso/other.iso").exists());
+    same(&on_a.join("linux/other.iso"), &source);
+}
