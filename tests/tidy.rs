@@ -92,6 +92,7 @@ fn each_library_is_named_where_it_belongs() {
                 "agent/src/scan.rs",
                 "fs/src/catalog.rs",
                 "fs/src/follow.rs",
+                "fs/src/local.rs",
                 "fs/src/remote.rs",
                 "fs/src/stage.rs",
                 "fs/src/lib.rs",

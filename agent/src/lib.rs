@@ -10,6 +10,7 @@ mod identity;
 mod index;
 mod lookout;
 mod marker;
+mod passing;
 mod plan;
 mod reconcile;
 mod scan;
@@ -33,10 +34,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Uri};
-use tracing::info;
+use tracing::{info, warn};
 
 pub use crate::identity::IdentityError;
 use crate::identity::State;
+use crate::passing::Passing;
 pub use crate::volume::VolumeError;
 use crate::volume::{Checked, Volume};
 
@@ -139,7 +141,7 @@ impl Agent {
     /// Serves bytes and follows the catalogue until `stop` is cancelled.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), AgentError> {
         info!(address = %self.address, node = %self.node.name, volumes = self.volumes.len(), "agent serves");
-        let node_id = self.node.id;
+        let (node_id, address) = (self.node.id, self.node.address.clone());
         let session = session::Session {
             node: self.node,
             boot: self.boot,
@@ -148,8 +150,16 @@ impl Agent {
             stop: stop.clone(),
         };
         let session = tokio::spawn(session.run());
+        let passing = Arc::<Passing>::default();
+        let passed = match Passing::listen(&address) {
+            Ok(listener) => Some(tokio::spawn(Arc::clone(&passing).serve(listener))),
+            Err(error) => {
+                warn!(%error, "programs of this host store over the network, too");
+                None
+            }
+        };
         let stopped = stop.clone();
-        let server = service::server(self.volumes, node_id).serve_with_incoming_shutdown(
+        let server = service::server(self.volumes, node_id, passing).serve_with_incoming_shutdown(
             incoming(self.listener),
             async move {
                 stopped.cancelled().await;
@@ -161,6 +171,7 @@ impl Agent {
             () = async { stop.cancelled().await; tokio::time::sleep(service::DRAIN_MAX).await } => {}
         }
         session.abort();
+        passed.iter().for_each(tokio::task::JoinHandle::abort);
         info!("agent stopped");
         Ok(())
     }

@@ -20,6 +20,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::passing::Passing;
 use crate::stage::Staged;
 use crate::{Volumes, content};
 
@@ -35,8 +36,8 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const WRITES_AHEAD: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-pub(crate) fn server(volumes: Volumes, node: NodeId) -> Router {
-    let stage = StageServiceServer::new(Stage { volumes: Arc::clone(&volumes), node });
+pub(crate) fn server(volumes: Volumes, node: NodeId, passing: Arc<Passing>) -> Router {
+    let stage = StageServiceServer::new(Stage { volumes: Arc::clone(&volumes), node, passing });
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -78,6 +79,7 @@ impl ContentService for Content {
 struct Stage {
     volumes: Volumes,
     node: NodeId,
+    passing: Arc<Passing>,
 }
 
 #[tonic::async_trait]
@@ -101,9 +103,14 @@ impl StageService for Stage {
         let node = self.node;
         let created = tokio::task::spawn_blocking(move || Staged::create(volume, node, image));
         let staged = created.await.map_err(|error| Status::internal(error.to_string()))??;
+        // Without one its bytes come over the network, as they do from other hosts.
+        let passed = staged.descriptor().ok().map(|file| self.passing.offer(image, file));
         let (forward, queue) = mpsc::channel(WRITES_AHEAD);
         let (replies, stream) = mpsc::channel(WRITES_AHEAD);
-        tokio::task::spawn_blocking(move || serve_stage(staged, queue, &replies));
+        tokio::task::spawn_blocking(move || {
+            serve_stage(staged, queue, &replies);
+            drop(passed);
+        });
         tokio::spawn(async move {
             // Ends with the stream, whether that ended or broke; then the queue ends, too.
             while let Ok(Some(request)) = requests.message().await {
@@ -143,6 +150,7 @@ fn serve_one(staged: &mut Staged, request: StageRequest) -> Result<stage_reply::
     match request.request.ok_or(Malformed::Missing("request"))? {
         R::Open(_) => Err(Malformed::Missing("a request after open").into()),
         R::Write(write) => staged.write(write.offset_bytes, &write.data).map(done),
+        R::Wrote(it) => staged.wrote(it.length_bytes).map(done),
         R::Truncate(to) => staged.truncate(to.size_bytes).map(done),
         R::Allocate(it) => staged.allocate(range(it.offset_bytes, it.length_bytes)?).map(done),
         R::Read(it) => {

@@ -131,11 +131,22 @@ impl Staged {
     }
 
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        let written = self.open()?.write_all_at(data, offset);
-        let written = written.and_then(|()| self.writeback.wrote(&self.file, data.len()));
-        written.map_err(|error| self.refused(&error))?;
+        self.open()?.write_all_at(data, offset).map_err(|error| self.refused(&error))?;
+        self.wrote(u64::try_from(data.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Bytes have been written, by us or through a descriptor of the file that we passed on.
+    pub(crate) fn wrote(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.open()?;
+        let begun = self.writeback.wrote(&self.file, bytes);
+        begun.map_err(|error| self.refused(&error))?;
         crash_point!("agent.stage.written");
         Ok(())
+    }
+
+    /// Another descriptor of the file, for a program of this host to write through.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
     }
 
     pub(crate) fn truncate(&self, size_bytes: u64) -> Result<(), Refusal> {

@@ -38,8 +38,8 @@ impl Writeback {
     ///
     /// # Errors
     /// Of any sync before, once and for all.
-    pub(crate) fn wrote(&mut self, file: &File, bytes: usize) -> io::Result<()> {
-        self.unsynced_bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
+    pub(crate) fn wrote(&mut self, file: &File, bytes: u64) -> io::Result<()> {
+        self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
         if self.unsynced_bytes >= BATCH_BYTES {
             self.wait();
             self.begin(file);
@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    const BATCH: usize = BATCH_BYTES as usize;
+    const BATCH: u64 = BATCH_BYTES;
     static BEGUN: AtomicUsize = AtomicUsize::new(0);
     static ENDED: AtomicUsize = AtomicUsize::new(0);
 

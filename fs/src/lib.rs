@@ -16,6 +16,7 @@ mod follow;
 mod guard;
 mod handle;
 mod holders;
+mod local;
 mod mirror;
 mod mountpoint;
 mod notify;

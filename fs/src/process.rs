@@ -21,9 +21,13 @@ pub(crate) fn thread_group(task: u32) -> u32 {
     group.and_then(|group| group.trim().parse().ok()).unwrap_or(task)
 }
 
-/// Whether a task is on its way out with a signal or a failure.
+/// Whether a task is on its way out with a signal or a failure. How it ends stands in its `stat`,
+/// which cannot be read while it executes another program, and then it may be waiting for us: it
+/// closes what that program is not to have. One that is on its way out executes none.
 pub(crate) fn dies_badly(task: u32) -> bool {
-    fs::read_to_string(format!("/proc/{task}/stat")).is_ok_and(|stat| says_bad_death(&stat))
+    let status = fs::read_to_string(format!("/proc/{task}/status"));
+    status.is_ok_and(|status| is_ending(&status))
+        && fs::read_to_string(format!("/proc/{task}/stat")).is_ok_and(|it| says_bad_death(&it))
 }
 
 /// How far a process is with its life.
@@ -36,32 +40,34 @@ pub(crate) enum State {
 }
 
 pub(crate) fn state(process: u32) -> State {
-    match fs::read_to_string(format!("/proc/{process}/stat")) {
-        Ok(stat) if field(&stat, FLAGS) & PF_EXITING != 0 => State::Ending,
+    match fs::read_to_string(format!("/proc/{process}/status")) {
+        Ok(status) if is_ending(&status) => State::Ending,
         Ok(_) => State::Lives,
         Err(_) => State::Gone,
     }
 }
 
-fn says_bad_death(stat: &str) -> bool {
-    field(stat, FLAGS) & PF_EXITING != 0 && field(stat, EXIT_CODE) != 0
-}
-
-/// A number of `/proc/PID/stat`; 0 where there is none.
-fn field(stat: &str, at: usize) -> u64 {
-    // The name may hold spaces and parentheses of its own.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    fields.split_whitespace().nth(at).and_then(|it| it.parse().ok()).unwrap_or(0)
+/// A task that ends gives its memory back before it closes its files (`do_exit` of the kernel's
+/// `kernel/exit.c`); only kernel threads have none besides.
+fn is_ending(status: &str) -> bool {
+    !status.contains("\nVmSize:")
 }
 
 /// Whether a process of that name is on its way out.
 pub(crate) fn is_one_ending(name: &str) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
-    let stat = |process: fs::DirEntry| fs::read_to_string(process.path().join("stat")).ok();
-    processes.flatten().filter_map(stat).any(|stat| {
-        let named = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
-        named.is_some_and(|(it, _)| it == name) && field(&stat, FLAGS) & PF_EXITING != 0
-    })
+    let status = |process: fs::DirEntry| fs::read_to_string(process.path().join("status")).ok();
+    let named = format!("Name:\t{name}\n");
+    let mut all = processes.flatten().filter_map(status);
+    all.any(|status| status.starts_with(&named) && is_ending(&status))
+}
+
+fn says_bad_death(stat: &str) -> bool {
+    // The name may hold spaces and parentheses of its own.
+    let Some((_, fields)) = stat.rsplit_once(')') else { return false };
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let number = |at: usize| fields.get(at).and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
+    number(FLAGS) & PF_EXITING != 0 && number(EXIT_CODE) != 0
 }
 
 #[cfg(test)]

@@ -15,9 +15,11 @@ use isotope_proto::upload::Sealed;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::FsError;
+use crate::local;
 use crate::remote::Hosts;
 
 /// Requests on their way; the largest is 1 MiB.
@@ -93,7 +95,25 @@ impl Stage {
         let _ = requests.try_send(pb::StageRequest { request: Some(R::Open(open)) });
         let replies = hosts.stage(&to.address, ReceiverStream::new(stream)).await?;
         let shared = Arc::<Shared>::default();
-        tokio::spawn(hear(replies, Arc::clone(&shared)));
+        let Some(file) = local::descriptor(&to.address, to.image).await else {
+            tokio::spawn(hear(replies, Arc::clone(&shared)));
+            return Ok(Self { requests, turn: tokio::sync::Mutex::default(), shared });
+        };
+        let (from_agent, agent_replies) = mpsc::channel(UNDER_WAY_MAX);
+        tokio::spawn(async move {
+            let mut replies = replies;
+            // Ends with the stream, or with the thread that hears it.
+            while let Some(reply) = replies.next().await {
+                if from_agent.send(reply).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let agent = local::Agent { requests, replies: agent_replies };
+        let (requests, in_turn) = mpsc::channel(UNDER_WAY_MAX);
+        let (answer, answers) = mpsc::channel(UNDER_WAY_MAX);
+        tokio::task::spawn_blocking(move || local::write_beside(&file, in_turn, agent, &answer));
+        tokio::spawn(hear(ReceiverStream::new(answers), Arc::clone(&shared)));
         Ok(Self { requests, turn: tokio::sync::Mutex::default(), shared })
     }
 
@@ -178,11 +198,14 @@ fn lost() -> FsError {
     FsError::Unreachable("the agent that stores the file has gone".to_owned())
 }
 
-async fn hear(mut replies: tonic::Streaming<pb::StageReply>, shared: Arc<Shared>) {
+async fn hear(
+    mut replies: impl Stream<Item = Result<pb::StageReply, tonic::Status>> + Unpin,
+    shared: Arc<Shared>,
+) {
     loop {
-        let reply = match timeout(LOOK_EVERY, replies.message()).await {
-            Ok(Ok(Some(pb::StageReply { reply: Some(reply) }))) => reply,
-            Ok(Ok(_) | Err(_)) => return shared.fail(&lost()),
+        let reply = match timeout(LOOK_EVERY, replies.next()).await {
+            Ok(Some(Ok(pb::StageReply { reply: Some(reply) }))) => reply,
+            Ok(_) => return shared.fail(&lost()),
             Err(_) if shared.waits_too_long() => return shared.fail(&FsError::TimedOut),
             Err(_) => continue,
         };

@@ -152,3 +152,24 @@ fn a_subshell_in_the_background_stores_when_it_is_done() {
     eventually("it is stored", || library.second.join("file.iso").exists());
     library.stores("file.iso", &expected);
 }
+
+/// Between `fork` and `execve` the child closes what it inherited; the mount must not look at it
+/// then in a way that waits for the `execve`.
+#[test]
+fn a_child_that_executes_another_program_changes_nothing() {
+    let library = Library::new();
+    let script = format!(
+        "{HALF}
+os.set_inheritable(fd, False)
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os.execv('/bin/true', ['true'])
+    assert os.waitpid(child, 0)[1] == 0
+wrote(fd, TAIL)
+os.close(fd)"
+    );
+    assert_eq!(library.program(&script).ends(), 0);
+    library.stores("file.iso", &whole());
+}
