@@ -26,6 +26,7 @@ reason_for() {
         qemu-utils | rsync | curl) echo 'stores files through the mount' ;;
         fio) echo 'writes and verifies' ;;
         e2fsprogs) echo 'makes small and read-only volumes' ;;
+        btrfs-progs) echo 'makes volumes with quotas' ;;
         iproute2 | nftables) echo 'makes hosts with networks of their own' ;;
         faketime) echo 'sets clocks wrong' ;;
         *) echo 'used by this script' ;;

@@ -87,6 +87,12 @@ pub(crate) fn bytes(count: u64) -> String {
     HumanBytes(count).to_string()
 }
 
+/// How many images, in words.
+pub(crate) fn images(count: u64) -> String {
+    let noun = if count == 1 { "image" } else { "images" };
+    format!("{count} {noun}")
+}
+
 /// RFC 3339 in UTC, to the second.
 pub(crate) fn time(at: Timestamp) -> String {
     humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
@@ -117,6 +123,11 @@ pub(crate) fn spinner() -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_image_is_no_images() {
+        assert_eq!([0, 1, 2].map(images), ["0 images", "1 image", "2 images"]);
+    }
 
     #[test]
     fn control_characters_are_escaped() {

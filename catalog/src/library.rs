@@ -2,7 +2,8 @@
 //! knows records only, neither SQL nor who asked.
 
 use isotope_proto::change::{Delta, Edit};
-use isotope_proto::id::Ino;
+use isotope_proto::cluster::Pool;
+use isotope_proto::id::{Ino, PoolId};
 use isotope_proto::image::Image;
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, LibraryPath};
 use isotope_proto::refusal::{Reason, Refusal};
@@ -149,7 +150,14 @@ pub(crate) fn make_folder_in(
         return too_deep(name);
     }
     let ino = edits.take_ino()?;
-    let made = Folder { ino, mode: mode & 0o7777, created: now, modified: now, changed: now };
+    let made = Folder {
+        ino,
+        mode: mode & 0o7777,
+        created: now,
+        modified: now,
+        changed: now,
+        default_pool: None,
+    };
     edits.write(Delta::Folder(Edit::Made(made)))?;
     add_entry(edits, parent, name.clone(), ino, now)?;
     Ok(ino)
@@ -274,6 +282,45 @@ pub(crate) fn set_attributes(
             edits.write(Delta::Image(Edit::Changed { before, after }))
         }
     }
+}
+
+/// Sets the pool, by its name, for what is stored in a folder and below it, or clears it.
+pub(crate) fn set_default_pool(
+    edits: &mut Edits<'_>,
+    of: &FolderRef,
+    pool: Option<&str>,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let before = folder(edits, of)?;
+    let default_pool = match pool {
+        Some(name) => Some(pool_called(&edits.pools()?, name)?.id),
+        None => None,
+    };
+    if before.default_pool == default_pool {
+        return Ok(());
+    }
+    let after = Folder { default_pool, changed: now, ..before.clone() };
+    edits.write(Delta::Folder(Edit::Changed { before, after }))
+}
+
+pub(crate) fn pool_called<'a>(pools: &'a [Pool], name: &str) -> Result<&'a Pool, Refusal> {
+    let found = pools.iter().find(|pool| pool.name == name);
+    found.ok_or_else(|| Refusal::new(Reason::NotFound, format!("no pool is called {name}")))
+}
+
+/// The pool for what is stored in a folder, and the folder it is set on: this one, or the nearest
+/// above that has one.
+pub(crate) fn default_pool(
+    rows: &Rows<'_>,
+    folder: &Folder,
+) -> Result<Option<(PoolId, Ino)>, Refusal> {
+    let above = lineage(rows, folder.ino)?.into_iter().rev().chain([Ino::ROOT]);
+    for ino in above {
+        if let Some(pool) = rows.folder_known(ino)?.default_pool {
+            return Ok(Some((pool, ino)));
+        }
+    }
+    Ok(None)
 }
 
 /// Removes what a rename replaces.

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use isotope_proto::cluster::{Access, Live, Node, Pool, Volume, VolumeState};
-use isotope_proto::id::{NodeId, VolumeId};
+use isotope_proto::id::{NodeId, PoolId, VolumeId};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::upload::UploadRequest;
+
+use crate::library::pool_called;
 
 /// Which node does the work, and why; or why none can.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,30 +42,35 @@ pub(crate) struct Target {
     pub(crate) reason: &'static str,
 }
 
-/// The volume for an upload: of the pool that was asked for, else one of the writer's own host,
-/// else any; among those the one with most room, of those that it fits into.
+/// What is known of the cluster.
+pub(crate) struct Known<'a> {
+    pub(crate) nodes: &'a [Node],
+    pub(crate) pools: &'a [Pool],
+    pub(crate) volumes: &'a [Volume],
+    pub(crate) live: &'a Live,
+}
+
+/// The volume for an upload: of the pool that was asked for and of no other; else of the folder's
+/// default pool; else one of the writer's own host; else any. Of several the one with most room,
+/// of those that can take it.
 pub(crate) fn choose_volume(
     request: &UploadRequest,
-    pools: &[Pool],
-    volumes: &[Volume],
-    nodes: &[Node],
-    live: &Live,
+    folder_default: Option<PoolId>,
+    known: &Known<'_>,
     offering: impl Fn(VolumeId) -> BTreeSet<NodeId>,
 ) -> Result<Target, Refusal> {
-    let pool_of = |volume: &Volume| pools.iter().find(|pool| pool.id == volume.pool);
-    if let Some(name) = &request.pool
-        && !pools.iter().any(|pool| pool.name == *name)
-    {
-        return Err(Refusal::new(Reason::NotFound, format!("no pool is called {name}")));
-    }
-    let mut candidates: Vec<(u64, Target)> = Vec::new();
+    let asked = match &request.pool {
+        Some(name) => Some(pool_called(known.pools, name)?.id),
+        None => None,
+    };
+    let mut candidates: Vec<(Rank, Target)> = Vec::new();
     let mut full: Option<Reason> = None;
-    for volume in volumes {
-        let Some(pool) = pool_of(volume) else { continue };
-        if request.pool.as_ref().is_some_and(|name| pool.name != *name) {
+    for volume in known.volumes {
+        let Some(pool) = known.pools.iter().find(|pool| pool.id == volume.pool) else { continue };
+        if asked.is_some_and(|asked| pool.id != asked) {
             continue;
         }
-        let Some(VolumeState::Online(space)) = live.volume(volume.id) else { continue };
+        let Some(VolumeState::Online(space)) = known.live.volume(volume.id) else { continue };
         if space.access == Access::ReadOnly {
             full = full.or(Some(Reason::ReadOnly));
             continue;
@@ -73,18 +80,17 @@ pub(crate) fn choose_volume(
             continue;
         }
         let Choice::Node { node, .. } = choose(pool, &offering(volume.id)) else { continue };
-        let Some(node) = nodes.iter().find(|it| it.id == node) else { continue };
-        let reason = match &request.pool {
-            Some(_) => "the pool was asked for",
-            None if node.name == request.host => "of the writer's own host",
-            None => "the one with most room",
+        let Some(node) = known.nodes.iter().find(|it| it.id == node) else { continue };
+        let rank = Rank {
+            of_default_pool: folder_default == Some(pool.id),
+            of_own_host: node.name == request.host,
+            available_bytes: space.available_bytes,
         };
+        let reason = rank.reason(asked, folder_default);
         let pool = pool.name.clone();
-        let target = Target { volume: volume.id, node: node.clone(), pool, reason };
-        candidates.push((space.available_bytes, target));
+        candidates.push((rank, Target { volume: volume.id, node: node.clone(), pool, reason }));
     }
-    let own = |target: &Target| target.node.name == request.host;
-    let best = candidates.into_iter().max_by_key(|(room, target)| (own(target), *room));
+    let best = candidates.into_iter().max_by_key(|(rank, _)| *rank);
     best.map(|(_, target)| target).ok_or_else(|| match full {
         Some(Reason::ReadOnly) => {
             Refusal::new(Reason::ReadOnly, "every volume that could take it is read-only")
@@ -94,10 +100,34 @@ pub(crate) fn choose_volume(
     })
 }
 
+/// What speaks for a volume; the first field in which two differ decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    of_default_pool: bool,
+    of_own_host: bool,
+    available_bytes: u64,
+}
+
+impl Rank {
+    /// Why a volume of this rank is the best one, for the log.
+    fn reason(&self, asked: Option<PoolId>, folder_default: Option<PoolId>) -> &'static str {
+        match (asked, folder_default) {
+            (Some(_), _) => "the pool was asked for",
+            (None, Some(_)) if self.of_default_pool => "the folder's default pool",
+            (None, Some(_)) if self.of_own_host => {
+                "the folder's default pool cannot take it; of the writer's own host"
+            }
+            (None, Some(_)) => "the folder's default pool cannot take it; the one with most room",
+            (None, None) if self.of_own_host => "of the writer's own host",
+            (None, None) => "the one with most room",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use isotope_proto::cluster::Space;
-    use isotope_proto::id::{Ino, PoolId, UploadId};
+    use isotope_proto::id::{Ino, UploadId};
     use isotope_proto::name::EntryName;
     use isotope_proto::tree::{FolderRef, Place};
     use isotope_proto::upload::Existing;
@@ -133,18 +163,19 @@ mod tests {
     }
 
     #[test]
-    fn uploads_go_where_they_are_asked_to_then_home_then_where_there_is_room() {
+    fn uploads_go_where_asked_to_then_to_the_default_then_home_then_where_there_is_room() {
         let volume = |n: u8| VolumeId::from_bytes([n; 16]);
         let pool = |n: u8, name: &str| Pool {
             id: PoolId::from_bytes([n; 16]),
             name: name.to_owned(),
             assigned: vec![node(n)],
         };
-        let pools = [pool(1, "fast"), pool(2, "slow"), pool(3, "full"), pool(4, "archive")];
-        let volumes: Vec<Volume> = (1..=4)
+        let names = ["fast", "slow", "full", "archive", "away"];
+        let pools: Vec<Pool> = (1..=5).zip(names).map(|(n, name)| pool(n, name)).collect();
+        let volumes: Vec<Volume> = (1..=5)
             .map(|n| Volume { id: volume(n), pool: PoolId::from_bytes([n; 16]), sights: vec![] })
             .collect();
-        let nodes: Vec<Node> = (1..=4)
+        let nodes: Vec<Node> = (1..=5)
             .map(|n| Node { id: node(n), name: format!("host-{n}"), address: String::new() })
             .collect();
         let space = |available_bytes, access| {
@@ -163,9 +194,15 @@ mod tests {
                 (volume(2), space(80, Access::ReadWrite)),
                 (volume(3), space(0, Access::ReadWrite)),
                 (volume(4), space(90, Access::ReadOnly)),
+                (volume(5), VolumeState::Offline(String::new())),
             ],
         };
-        let check = |pool: Option<&str>, host: &str, size_bytes, expected: Result<&str, Reason>| {
+        let known = Known { nodes: &nodes, pools: &pools, volumes: &volumes, live: &live };
+        let check = |pool: Option<&str>,
+                     default: Option<u8>,
+                     host: &str,
+                     size_bytes,
+                     expected: Result<(&str, &str), Reason>| {
             let request = UploadRequest {
                 id: UploadId::from_bytes([1; 16]),
                 place: Place {
@@ -178,18 +215,53 @@ mod tests {
                 existing: Existing::Refuse,
                 size_bytes,
             };
+            let default = default.map(|n| PoolId::from_bytes([n; 16]));
             let offering = |id: VolumeId| BTreeSet::from([node(id.as_bytes()[0])]);
-            let found = choose_volume(&request, &pools, &volumes, &nodes, &live, offering);
-            let found = found.map(|target| target.pool).map_err(|refusal| refusal.reason);
-            assert_eq!(found.as_deref().map_err(|reason| *reason), expected);
+            let found = choose_volume(&request, default, &known, offering);
+            let found = found.as_ref().map(|target| (&*target.pool, target.reason));
+            assert_eq!(found.map_err(|refusal| refusal.reason), expected);
         };
-        check(None, "elsewhere", 0, Ok("slow"));
-        check(None, "host-1", 0, Ok("fast"));
-        check(Some("slow"), "host-1", 0, Ok("slow"));
-        check(None, "host-1", 60, Ok("slow"));
-        check(None, "host-1", 200, Err(Reason::NoSpace));
-        check(Some("full"), "host-1", 1, Err(Reason::NoSpace));
-        check(Some("archive"), "host-1", 1, Err(Reason::ReadOnly));
-        check(Some("none"), "host-1", 1, Err(Reason::NotFound));
+        let (asked, default) = ("the pool was asked for", "the folder's default pool");
+        let (home, room) = ("of the writer's own host", "the one with most room");
+        let not_default_but_home =
+            "the folder's default pool cannot take it; of the writer's own host";
+        let not_default_but_room =
+            "the folder's default pool cannot take it; the one with most room";
+        check(None, None, "elsewhere", 0, Ok(("slow", room)));
+        check(None, None, "host-1", 0, Ok(("fast", home)));
+        check(None, None, "host-1", 60, Ok(("slow", room)));
+        check(None, None, "host-1", 200, Err(Reason::NoSpace));
+        check(Some("slow"), None, "host-1", 0, Ok(("slow", asked)));
+        check(Some("full"), None, "host-1", 1, Err(Reason::NoSpace));
+        check(Some("archive"), None, "host-1", 1, Err(Reason::ReadOnly));
+        check(Some("away"), None, "host-1", 1, Err(Reason::Unavailable));
+        check(Some("none"), None, "host-1", 1, Err(Reason::NotFound));
+        // The folder's default: fast, slow, full, archive, away.
+        check(None, Some(1), "host-2", 0, Ok(("fast", default)));
+        check(None, Some(2), "host-1", 0, Ok(("slow", default)));
+        check(Some("fast"), Some(2), "host-2", 0, Ok(("fast", asked)));
+        check(Some("full"), Some(2), "host-2", 0, Err(Reason::NoSpace));
+        check(None, Some(1), "host-1", 60, Ok(("slow", not_default_but_room)));
+        check(None, Some(3), "host-1", 0, Ok(("fast", not_default_but_home)));
+        check(None, Some(4), "host-1", 0, Ok(("fast", not_default_but_home)));
+        check(None, Some(5), "elsewhere", 0, Ok(("slow", not_default_but_room)));
+        check(None, Some(2), "host-1", 200, Err(Reason::NoSpace));
+    }
+
+    #[test]
+    fn within_the_default_pool_the_writers_own_host_comes_first() {
+        let rank = |of_default_pool, of_own_host, available_bytes| Rank {
+            of_default_pool,
+            of_own_host,
+            available_bytes,
+        };
+        let ranks = [
+            rank(false, false, 9),
+            rank(false, true, 8),
+            rank(true, false, 1),
+            rank(true, false, 2),
+            rank(true, true, 1),
+        ];
+        assert!(ranks.is_sorted());
     }
 }

@@ -149,7 +149,10 @@ pub(crate) fn remove(edits: &mut Edits<'_>, place: &Place, now: Timestamp) -> Re
         return Err(Refusal::new(Reason::NotFound, format!("{name}: no such file")));
     };
     match node(edits, entry.ino)? {
-        Node::Folder(_) => Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder"))),
+        Node::Folder(_) => {
+            let text = format!("{name} is a folder; rmdir removes it, once it is empty");
+            Err(Refusal::new(Reason::IsAFolder, text))
+        }
         Node::Image(image) => {
             let path = path_in(edits, &entry)?;
             remove_entry(edits, entry, now)?;

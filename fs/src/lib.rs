@@ -57,7 +57,7 @@ pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
 pub use crate::remote::Hosts;
 pub use crate::replicas::Route;
-pub use crate::storing::Storing;
+pub use crate::storing::{Aborted, Storing};
 use crate::uploads::Uploads;
 
 /// All replicas together have so long to deliver one read; then the reader gets EIO.

@@ -435,7 +435,14 @@ mod tests {
 
     fn folder(ino: u64) -> Folder {
         let time = Timestamp(0);
-        Folder { ino: Ino(ino), mode: 0o775, created: time, modified: time, changed: time }
+        Folder {
+            ino: Ino(ino),
+            mode: 0o775,
+            created: time,
+            modified: time,
+            changed: time,
+            default_pool: None,
+        }
     }
 
     fn image(ino: u64) -> Image {

@@ -1,6 +1,6 @@
 //! The namespace's records: entries lead to inodes; an inode is a folder or an image.
 
-use crate::id::{EntryId, Ino};
+use crate::id::{EntryId, Ino, PoolId};
 use crate::name::{EntryName, FolderPath};
 use crate::time::Timestamp;
 
@@ -30,6 +30,8 @@ pub struct Folder {
     /// When an entry was last made, removed or renamed in it.
     pub modified: Timestamp,
     pub changed: Timestamp,
+    /// For what is stored in it and below; `None` to go by the folder above.
+    pub default_pool: Option<PoolId>,
 }
 
 /// A folder as callers name it: the mount by inode number, people by path.

@@ -1,17 +1,18 @@
 //! `isotope put`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
-use isotope_fs::Storing;
+use isotope_fs::{Aborted, Storing};
 use isotope_proto::id::UploadId;
 use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{FolderRef, Place};
 use isotope_proto::upload::{Existing, UploadRequest};
+use tokio_util::sync::CancellationToken;
 
 use super::{Context, daemon};
 use crate::client::{ItemKind, library_path};
@@ -31,7 +32,8 @@ pub(super) struct PutArgs {
     /// What to store, then where: a folder, or for one file a new name
     #[arg(required = true, num_args = 2.., value_names = ["FILE", "TARGET"])]
     paths: Vec<String>,
-    /// Store in this pool [default: one of this host's, else the one with most room]
+    /// Store in this pool [default: the folder's, else one of this host's, else the one with most
+    /// room]
     #[arg(long)]
     pool: Option<String>,
     /// Replace existing images
@@ -52,11 +54,12 @@ pub(super) async fn cmd_put(args: &PutArgs, context: &Context) -> anyhow::Result
     for source in sources {
         let source = Path::new(source);
         let target = if into { target.join(name_of(source)?) } else { target.clone() };
-        tokio::select! {
-            stored = put(source, &target, args, context) => stored?,
-            // Dropped before it is published, nothing of it remains.
-            () = stop.cancelled() => return Err(Interrupted.into()),
+        if stop.is_cancelled() {
+            return Err(Interrupted.into());
         }
+        put(source, &target, args, context, &stop)
+            .await
+            .with_context(|| format!("storing {}", source.display()))?;
     }
     Ok(())
 }
@@ -71,10 +74,10 @@ async fn put(
     target: &LibraryPath,
     args: &PutArgs,
     context: &Context,
+    stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let cannot_read = || format!("cannot read {}", source.display());
-    let mut file = File::open(source).with_context(cannot_read)?;
-    let meta = file.metadata().with_context(cannot_read)?;
+    let mut file = File::open(source).context("opening it")?;
+    let meta = file.metadata().context("opening it")?;
     if !meta.is_file() {
         return Err(Usage(format!("{} is not a file", source.display())).into());
     }
@@ -89,11 +92,26 @@ async fn put(
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
         size_bytes: meta.len(),
     };
-    let storing = Storing::begin(&daemon::uri(&context.server)?, request).await?;
+    let storing = Storing::new(&daemon::uri(&context.server)?, request);
+    let stored = tokio::select! {
+        stored = send(&mut file, &meta, &storing) => stored,
+        () = stop.cancelled() => Err(Interrupted.into()),
+    };
+    match stored {
+        Ok(()) => Ok(()),
+        Err(error) => match storing.abort().await {
+            Aborted::TooLate => Ok(()),
+            Aborted::InTime => Err(error),
+        },
+    }
+}
+
+async fn send(file: &mut File, meta: &Metadata, storing: &Storing) -> anyhow::Result<()> {
+    storing.begin().await?;
     let bar = output::byte_bar(meta.len());
     let mut at = 0_u64;
     loop {
-        let piece = read_piece(&mut file).with_context(cannot_read)?;
+        let piece = read_piece(file).context("reading it")?;
         if piece.is_empty() {
             break;
         }

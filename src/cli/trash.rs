@@ -147,12 +147,11 @@ async fn empty(what: &[String], context: &Context) -> anyhow::Result<()> {
     match context.format {
         Format::Json => output::json(&EmptiedJson { images, size_bytes, held }),
         Format::Text => {
-            output::line(&format!(
-                "{images} images deleted for good, {}",
-                output::bytes(size_bytes)
-            ));
+            let freed = output::bytes(size_bytes);
+            output::line(&format!("{} deleted for good, {freed}", output::images(images)));
             if held > 0 {
-                output::line(&format!("{held} left, for they are or may be open somewhere"));
+                let left = output::images(held);
+                output::line(&format!("{left} left: open somewhere, or deleted a moment ago"));
             }
         }
     }

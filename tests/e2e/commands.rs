@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::harness::{World, holds, pattern, text, write_image};
+use rustix::process::Signal;
+
+use crate::harness::{World, eventually, holds, pattern, text, write_image};
 
 fn stdout(output: &std::process::Output) -> String {
     assert!(output.status.success(), "{output:?}");
@@ -104,11 +106,9 @@ fn a_scan_without_a_host_says_so() {
     let pool = world.pool("isos", &["a.iso"]);
     let (_catalog, url) = world.catalog();
     let agent = world.agent("away", &url, &[&pool]);
-    crate::harness::eventually("a scan", || world.json(&url, &["scan"])["volumes_scanned"] == 1);
+    eventually("a scan", || world.json(&url, &["scan"])["volumes_scanned"] == 1);
     agent.kill();
-    crate::harness::eventually("the host is missed", || {
-        world.json(&url, &["node", "ls"])["connected"] == false
-    });
+    eventually("the host is missed", || world.json(&url, &["node", "ls"])["connected"] == false);
     let scan = world.run(&["--server", &url, "scan"]);
     assert_eq!(scan.status.code(), Some(6));
     let told = String::from_utf8_lossy(&scan.stdout);
@@ -154,9 +154,7 @@ fn files_are_stored_and_deleted_from_a_shell() {
     assert_eq!(code(&["put", text(&source), "/linux"]), Some(4), "it exists");
     assert_eq!(code(&["put", "--force", text(&source), "/linux"]), Some(0));
     assert_eq!(code(&["put", "--pool", "slow", text(&source), "/other/named.iso"]), Some(0));
-    crate::harness::eventually("it is in the pool asked for", || {
-        pools[1].join("iso/named.iso").exists()
-    });
+    eventually("it is in the pool asked for", || pools[1].join("iso/named.iso").exists());
     assert_eq!(code(&["put", "--pool", "none", text(&source), "/other/x.iso"]), Some(3));
     assert_eq!(code(&["put", text(&source), text(&source), "/other/named.iso"]), Some(2));
     assert_eq!(code(&["put", text(&mount), "/other"]), Some(2));
@@ -170,4 +168,74 @@ fn files_are_stored_and_deleted_from_a_shell() {
     let listed = String::from_utf8(trash.stdout).expect("text");
     assert_eq!(listed.lines().count(), 3, "the replaced one, too: {listed}");
     assert_eq!(world.json(&url, &["status"])["images"], 0);
+}
+
+#[test]
+fn a_put_that_failed_frees_its_name_at_once() {
+    let world = World::new();
+    // The catalogue knows of its room, not of its quota: what is too large fails half way.
+    let (limited, other) = (world.pool_with_quota("limited", 16), world.pool("other", &[]));
+    let (_up, url, mount) = world.up(&[&limited, &other]);
+    let run = |args: &[&str]| world.run(&[&["--server", &url, "put", "--pool"], args].concat());
+    let code = |args: &[&str]| run(args).status.code();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = world.path(name);
+        fs::write(&path, bytes).expect("written");
+        text(&path).to_owned()
+    };
+    let large = file("large.iso", &pattern("large", 32 << 20));
+    let (small, new) = (file("small.iso", b"small"), file("new.iso", b"new"));
+    let empty = file("empty.iso", b"");
+    let target = mount.join("linux/image.iso");
+
+    let failed = run(&["limited", &large, "/linux/image.iso"]);
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(said.ends_with("large.iso: the quota is used up\n"), "{said}");
+    assert_eq!(code(&["other", &small, "/linux/image.iso"]), Some(0));
+    holds(&target, b"small");
+    // An image that was to be replaced stays, and can be replaced at once.
+    assert_eq!(code(&["limited", "--force", &large, "/linux/image.iso"]), Some(1));
+    holds(&target, b"small");
+    assert_eq!(code(&["other", "--force", &new, "/linux/image.iso"]), Some(0));
+    holds(&target, b"new");
+    assert_eq!(code(&["other", &empty, "/linux"]), Some(0));
+    holds(mount.join("linux/empty.iso"), b"");
+    // Of several those before the one that failed are stored, and none after it.
+    assert_eq!(code(&["other", &small, &empty, &new, "/linux"]), Some(4));
+    assert!(mount.join("linux/small.iso").exists());
+    assert!(!mount.join("linux/new.iso").exists());
+    assert_eq!(code(&["other", &new, &large, "/linux"]), Some(0));
+}
+
+#[test]
+fn a_put_that_is_interrupted_frees_its_name_at_once() {
+    let world = World::new();
+    fs::write(world.path("isotope.toml"), "[log]\nfilter = \"isotope_catalog=debug\"\n")
+        .expect("written");
+    let pool = world.pool("isos", &[]);
+    let (_catalog, url) = world.catalog();
+    let agent = world.agent("a", &url, &[&pool]);
+    eventually("a scan", || world.json(&url, &["scan"])["volumes_scanned"] == 1);
+    let source = world.path("tool.iso");
+    fs::write(&source, pattern("tool", 3_000_001)).expect("written");
+    let put = ["--server", &url, "put", text(&source), "/linux"];
+
+    agent.signal(Signal::STOP);
+    let mut waiting = world.start("put.log", &put);
+    eventually("it is on its way", || world.log("catalog.log").contains("volume chosen"));
+    // The name is reserved within a few milliseconds from then.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mkdir = ["--server", &url, "mkdir", "/linux/tool.iso"];
+    assert_eq!(world.run(&mkdir).status.code(), Some(4), "the name is taken");
+    waiting.signal(Signal::INT);
+    assert_eq!(waiting.wait(), 130);
+    let made = world.run(&mkdir);
+    assert!(made.status.success(), "{made:?}");
+    assert!(world.run(&["--server", &url, "rmdir", "/linux/tool.iso"]).status.success());
+    agent.signal(Signal::CONT);
+    let stored = world.run(&put);
+    assert!(stored.status.success(), "{stored:?}");
+    eventually("the file in its pool", || pool.join("iso/tool.iso").exists());
+    assert_eq!(world.json(&url, &["status"])["images"], 1);
 }

@@ -11,6 +11,7 @@ mod hosts;
 mod library;
 mod model;
 mod parts;
+mod placement;
 mod random_writes;
 mod replacing;
 mod semantics;

@@ -7,7 +7,7 @@ use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::pb::library_service_server::LibraryService;
 use isotope_proto::pb::{self, listing, stat_request};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::tree::{Entry, FOLDER_MODE, Place};
+use isotope_proto::tree::{Entry, FOLDER_MODE, FolderRef, Place};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -198,6 +198,33 @@ impl LibraryService for Library {
         let request = request.into_inner();
         let (request_id, ino) = (request.request_id.clone(), Ino(request.ino));
         self.commit(&request_id, Verb::SetAttributes { ino, set: request.into() }).await
+    }
+
+    async fn set_default_pool(
+        &self,
+        request: Request<pb::SetDefaultPoolRequest>,
+    ) -> Result<Response<pb::Change>, Status> {
+        let pb::SetDefaultPoolRequest { request_id, folder, pool } = request.into_inner();
+        let folder = FolderRef::try_from(folder)?;
+        self.commit(&request_id, Verb::SetDefaultPool { folder, pool }).await
+    }
+
+    async fn get_default_pool(
+        &self,
+        request: Request<pb::GetDefaultPoolRequest>,
+    ) -> Result<Response<pb::DefaultPool>, Status> {
+        let folder = FolderRef::try_from(request.into_inner().folder)?;
+        let found = self.0.store.read(move |rows| {
+            let folder = library::folder(rows, &folder)?;
+            let path = |ino| Ok::<_, Refusal>(library::path_of(rows, ino)?.to_string());
+            let (mut pool, mut from) = (None, None);
+            if let Some((id, ino)) = library::default_pool(rows, &folder)? {
+                pool = rows.pools()?.into_iter().find(|it| it.id == id).map(|it| it.name);
+                from = Some(path(ino)?);
+            }
+            Ok(pb::DefaultPool { folder: path(folder.ino)?, pool, from })
+        });
+        Ok(Response::new(found.await?))
     }
 
     async fn remove(

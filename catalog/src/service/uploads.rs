@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use isotope_proto::cluster::Volume;
 use isotope_proto::id::{RequestId, UploadId};
 use isotope_proto::pb;
 use isotope_proto::pb::upload_service_server::UploadService;
@@ -13,7 +14,8 @@ use tonic::{Request, Response, Status};
 use tracing::debug;
 
 use crate::Core;
-use crate::placement::{self, Target};
+use crate::library;
+use crate::placement::{self, Known, Target};
 use crate::store::{Outcome, Verb};
 
 pub(super) struct Uploads(pub(super) Core);
@@ -21,15 +23,35 @@ pub(super) struct Uploads(pub(super) Core);
 impl Uploads {
     /// The volume that an upload goes to, and the node that writes it.
     async fn place(&self, request: &UploadRequest) -> Result<Target, Refusal> {
-        let (pools, volumes, nodes) =
-            self.0.store.read(|rows| Ok((rows.pools()?, rows.volumes()?, rows.nodes()?))).await?;
+        let folder = request.place.folder.clone();
+        let read = self.0.store.read(move |rows| {
+            let folder = library::folder(rows, &folder)?;
+            let default = library::default_pool(rows, &folder)?.map(|(pool, _)| pool);
+            Ok((default, rows.nodes()?, rows.pools()?, rows.volumes()?))
+        });
+        let (default, nodes, pools, volumes) = read.await?;
         let live = self.0.nodes.live().borrow().clone();
-        let target =
-            placement::choose_volume(request, &pools, &volumes, &nodes, &live, |volume| {
-                self.0.nodes.offering(volume)
-            })?;
+        let known = Known { nodes: &nodes, pools: &pools, volumes: &volumes, live: &live };
+        let offering = |volume| self.0.nodes.offering(volume);
+        let target = placement::choose_volume(request, default, &known, offering)?;
         debug!(name = %request.place.name, pool = target.pool, node = target.node.name, reason = target.reason, "volume chosen for an upload");
         Ok(target)
+    }
+
+    /// Where an upload was reserved. One that is asked for again goes where it went first, although
+    /// another volume may be the better one by now.
+    async fn reserved(&self, upload: &Upload, target: Target) -> Result<Target, Refusal> {
+        if (upload.volume, upload.node) == (target.volume, target.node.id) {
+            return Ok(target);
+        }
+        let (volume, node) = (upload.volume, upload.node);
+        let read = self.0.store.read(move |rows| {
+            Ok(rows.node(node)?.zip(rows.volume(volume)?).zip(Some(rows.pools()?)))
+        });
+        let lost = || Refusal::new(Reason::Storage, "the catalogue has lost an upload's volume");
+        let ((node, Volume { id, pool, .. }), pools) = read.await?.ok_or_else(lost)?;
+        let pool = pools.into_iter().find(|it| it.id == pool).ok_or_else(lost)?.name;
+        Ok(Target { volume: id, node, pool, reason: "reserved before" })
     }
 }
 
@@ -44,16 +66,15 @@ impl UploadService for Uploads {
         self.0.leases.keep([request.id], Instant::now());
         let (volume, node) = (target.volume, target.node.id);
         let verb = Verb::BeginUpload { request, volume, node };
-        let Outcome::Upload(Upload { id, image, ino, volume, .. }) =
-            self.0.store.commit(None, verb).await?.outcome
-        else {
+        let Outcome::Upload(upload) = self.0.store.commit(None, verb).await?.outcome else {
             return Err(Refusal::new(Reason::Storage, "no upload was reserved").into());
         };
+        let target = self.reserved(&upload, target).await?;
         Ok(Response::new(pb::Upload {
-            upload_id: id.into(),
-            image_id: image.into(),
-            ino: ino.0,
-            volume_id: volume.into(),
+            upload_id: upload.id.into(),
+            image_id: upload.image.into(),
+            ino: upload.ino.0,
+            volume_id: upload.volume.into(),
             address: target.node.address,
             pool: target.pool,
             node: target.node.name,

@@ -24,7 +24,8 @@ pub(crate) struct Rows<'a> {
     pub(super) db: &'a Connection,
 }
 
-const FOLDER: &str = "SELECT ino, mode, created_ns, modified_ns, changed_ns FROM folder";
+const FOLDER: &str =
+    "SELECT ino, mode, created_ns, modified_ns, changed_ns, default_pool FROM folder";
 const ENTRY: &str = "SELECT id, parent, name, ino FROM entry";
 const IMAGE: &str = "SELECT image.id, ino, content, filename, size_bytes, format, os_family,
     os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns
@@ -314,6 +315,7 @@ fn folder_of(row: &Row<'_>) -> rusqlite::Result<Folder> {
         created: Timestamp(row.get(2)?),
         modified: Timestamp(row.get(3)?),
         changed: Timestamp(row.get(4)?),
+        default_pool: row.get::<_, Option<_>>(5)?.map(PoolId::from_bytes),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use isotope_proto::change::{Delta, Edit};
 use isotope_proto::cluster::{Node, Pool, Volume};
-use isotope_proto::id::{EntryId, Ino};
+use isotope_proto::id::{EntryId, Ino, PoolId};
 use isotope_proto::image::Image;
 use isotope_proto::refusal::Refusal;
 use isotope_proto::tree::{Entry, Folder};
@@ -97,11 +97,19 @@ impl<'a> Edits<'a> {
         self.execute("INSERT OR IGNORE INTO inode (ino) VALUES (?1)", [ino])?;
         let folder = edit.subject();
         self.execute(
-            "INSERT INTO folder (ino, mode, created_ns, modified_ns, changed_ns)
-             VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO folder (ino, mode, created_ns, modified_ns, changed_ns, default_pool)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT (ino) DO UPDATE SET mode = excluded.mode,
-                 modified_ns = excluded.modified_ns, changed_ns = excluded.changed_ns",
-            params![ino, folder.mode, folder.created.0, folder.modified.0, folder.changed.0],
+                 modified_ns = excluded.modified_ns, changed_ns = excluded.changed_ns,
+                 default_pool = excluded.default_pool",
+            params![
+                ino,
+                folder.mode,
+                folder.created.0,
+                folder.modified.0,
+                folder.changed.0,
+                folder.default_pool.as_ref().map(PoolId::as_bytes),
+            ],
         )
     }
 

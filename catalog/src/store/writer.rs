@@ -11,7 +11,7 @@ use isotope_proto::name::VolumePath;
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{FileChange, Hello};
 use isotope_proto::time::Timestamp;
-use isotope_proto::tree::{Attributes, Place, RenameMode};
+use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
 use isotope_proto::upload::{Existing, Sealed, TaskDone, Upload, UploadRequest};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
@@ -69,6 +69,11 @@ pub(crate) enum Verb {
         ino: Ino,
         set: Attributes,
     },
+    /// A pool by its name; `None` for none of its own.
+    SetDefaultPool {
+        folder: FolderRef,
+        pool: Option<String>,
+    },
     Abort {
         upload: UploadId,
     },
@@ -99,6 +104,7 @@ impl Verb {
             Self::RenameUpload { .. } => "rename_upload",
             Self::Publish { .. } => "publish",
             Self::SetAttributes { .. } => "set_attributes",
+            Self::SetDefaultPool { .. } => "set_default_pool",
             Self::Abort { .. } => "abort",
             Self::Remove { .. } => "remove",
             Self::Restore { .. } => "restore",
@@ -292,6 +298,9 @@ fn decide(
             uploads::publish(edits, *upload, sealed, *set, now)?;
         }
         Verb::SetAttributes { ino, set } => library::set_attributes(edits, *ino, *set, now)?,
+        Verb::SetDefaultPool { folder, pool } => {
+            library::set_default_pool(edits, folder, pool.as_deref(), now)?;
+        }
         Verb::Abort { upload } => {
             if log::made_by(db, RequestId::from_bytes(*upload.as_bytes()))?.is_some() {
                 return Ok(Outcome::TooLate);

@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 use super::{Malformed, each, required, time_in, time_out};
-use crate::id::{ContentId, EntryId, ImageId, Ino, VolumeId};
+use crate::id::{ContentId, EntryId, ImageId, Ino, PoolId, VolumeId};
 use crate::image::{Image, ImageFormat, Os, OsFamily, Replica, Stamp};
 use crate::name::{EntryName, VolumePath};
 use crate::pb;
@@ -40,6 +40,7 @@ impl From<Folder> for pb::Folder {
             create_time: time_out(folder.created),
             modify_time: time_out(folder.modified),
             change_time: time_out(folder.changed),
+            default_pool_id: folder.default_pool.map(Into::into),
         }
     }
 }
@@ -53,6 +54,7 @@ impl TryFrom<pb::Folder> for Folder {
             created: time_in("folder.create_time", folder.create_time)?,
             modified: time_in("folder.modify_time", folder.modify_time)?,
             changed: time_in("folder.change_time", folder.change_time)?,
+            default_pool: folder.default_pool_id.map(|id| PoolId::try_from(&*id)).transpose()?,
         })
     }
 }
@@ -213,6 +215,13 @@ impl TryFrom<pb::FolderRef> for FolderRef {
     }
 }
 
+impl TryFrom<Option<pb::FolderRef>> for FolderRef {
+    type Error = Malformed;
+    fn try_from(folder: Option<pb::FolderRef>) -> Result<Self, Malformed> {
+        required("folder", folder)?.try_into()
+    }
+}
+
 impl From<Place> for pb::Place {
     fn from(place: Place) -> Self {
         Self { folder: Some(place.folder.into()), name: place.name.to_string() }
@@ -222,10 +231,7 @@ impl From<Place> for pb::Place {
 impl TryFrom<pb::Place> for Place {
     type Error = Malformed;
     fn try_from(place: pb::Place) -> Result<Self, Malformed> {
-        Ok(Self {
-            folder: required("place.folder", place.folder)?.try_into()?,
-            name: EntryName::parse(&place.name)?,
-        })
+        Ok(Self { folder: place.folder.try_into()?, name: EntryName::parse(&place.name)? })
     }
 }
 
