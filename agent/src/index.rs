@@ -122,7 +122,8 @@ impl Index {
         Ok(index)
     }
 
-    pub(crate) fn write(&self, root: &OwnedFd) -> io::Result<()> {
+    /// As [`write`] brings it to the disk.
+    pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
         let known = self.files.iter().map(|(path, known)| FileLine::of(path, *known));
         let aside = self.aside.iter();
         let aside =
@@ -134,7 +135,7 @@ impl Index {
             files: known.collect(),
             aside: aside.collect(),
         };
-        write_beneath(root, "index.json", &serde_json::to_vec(&file)?)
+        Ok(serde_json::to_vec(&file)?)
     }
 
     pub(crate) fn files(&self) -> &BTreeMap<VolumePath, Known> {
@@ -226,6 +227,10 @@ impl Index {
     }
 }
 
+pub(crate) fn write(root: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    write_beneath(root, "index.json", bytes)
+}
+
 /// Replaces a JSON file of the state directory as a whole, durably.
 pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let temporary = path.with_extension("new");
@@ -273,7 +278,7 @@ mod tests {
         assert!(!Index::read(&root).is_known_to(catalog), "missing");
         index.end_introduction(catalog);
         index.images_lie(ImageDir::Apart);
-        index.write(&root).expect("written");
+        write(&root, &index.to_bytes().expect("encoded")).expect("written");
         let again = Index::read(&root);
         assert_eq!((again.files(), again.image_dir()), (index.files(), index.image_dir()));
         assert!(again.is_known_to(catalog));

@@ -65,6 +65,7 @@ fn one(
 ) -> io::Result<Option<VolumePath>> {
     let trash = VolumePath::parse(&trash_path(task.image)).map_err(invalid)?;
     let found = find(volume, root, node, task, &trash);
+    let _moving = volume.moving();
     match (task.kind, found) {
         (FileTaskKind::Finish | FileTaskKind::Restore, Some(at)) => {
             let place = if at.as_str().starts_with(SIDECAR_DIR) {
@@ -292,5 +293,23 @@ mod tests {
         fs::write(&killed, "half").expect("written");
         assert!(left_behind(&volume, NODE).expect("listed").is_empty());
         assert_eq!(fs::read_dir(dir.path().join(staging_dir(NODE))).expect("listed").count(), 0);
+    }
+
+    #[test]
+    fn the_index_is_not_written_between_a_rename_and_its_sync() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path());
+        let (path, stamp) = staged(&volume, b"bytes");
+        let index = dir.path().join(".isotope/index.json");
+        let moving = volume.moving();
+        std::thread::scope(|scope| {
+            let saved = scope.spawn(|| volume.save_index());
+            volume.index_mut().insert(path, Known { image: IMAGE, stamp });
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(!index.exists(), "the file may be in staging after a power cut");
+            drop(moving);
+            saved.join().expect("ended").expect("saved");
+        });
+        assert!(fs::read_to_string(index).expect("saved").contains("iso/new.iso"));
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use isotope_proto::cluster::{Space, VolumeState};
 use isotope_proto::id::{ImageId, VolumeId};
@@ -21,7 +21,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::index::Index;
+use crate::index::{self, Index};
 use crate::marker::{self, Found};
 use crate::writable::Writable;
 
@@ -55,6 +55,8 @@ pub(crate) struct Volume {
     pub(crate) pool_name: String,
     pub(crate) path: PathBuf,
     root: RwLock<Root>,
+    /// Held from a rename of ours until it is durable; taken before the index.
+    moving: Mutex<()>,
     index: RwLock<Index>,
     /// Images being written through this process.
     writing: Mutex<HashSet<ImageId>>,
@@ -142,6 +144,7 @@ impl Checked {
             pool_name: pool_name.to_owned(),
             path,
             root: RwLock::new(root),
+            moving: Mutex::default(),
             index: RwLock::new(index),
             writing: Mutex::default(),
             settled: AtomicBool::new(false),
@@ -250,14 +253,25 @@ impl Volume {
     /// after a crash is found by scanning, and known to the catalogue.
     pub(crate) fn save_index(&self) -> io::Result<()> {
         let Ok(root) = self.root() else { return Ok(()) };
-        if !self.index_mut().take_changed() {
-            return Ok(());
-        }
-        let written = self.index().write(&root);
+        let bytes = {
+            let _durable = self.moving();
+            if !self.index_mut().take_changed() {
+                return Ok(());
+            }
+            self.index().to_bytes()
+        };
+        let written = bytes.and_then(|bytes| index::write(&root, &bytes));
         written.inspect_err(|error| {
             self.writable.failed(error);
             self.index_mut().mark_changed();
         })
+    }
+
+    /// While a file is brought to another place: the index that is in memory names the place at
+    /// once, the one on the disk only when the file is sure to lie there after a power cut. A scan
+    /// would report it gone.
+    pub(crate) fn moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {

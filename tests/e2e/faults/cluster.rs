@@ -75,12 +75,16 @@ impl<'w> Cluster<'w> {
     /// All parts know of one another.
     pub(super) fn until_ready(&self) {
         eventually("all parts connected", || {
-            let status = self.world.json(&self.url, &["status"]);
+            let status = self.status();
             let some = |what: &str| status[what].as_array().is_some_and(|it| !it.is_empty());
             some("watchers")
                 && status["nodes"][0]["connected"] == true
                 && status["volumes"][0]["state"] == "online"
         });
+    }
+
+    fn status(&self) -> serde_json::Value {
+        self.world.json(&self.url, &["status"])
     }
 
     fn part(&mut self, victim: Victim) -> &mut Option<Part> {
@@ -95,6 +99,11 @@ impl<'w> Cluster<'w> {
     pub(super) fn restart(&mut self, victim: Victim, crash_point: Option<&str>) {
         if let Some(part) = self.part(victim).take() {
             part.kill();
+        }
+        if victim == Victim::Agent {
+            eventually("the agent's end noticed", || {
+                self.status()["nodes"][0]["connected"] == false
+            });
         }
         self.world.fail_next(crash_point.map(|point| format!("{point}=return")).as_deref());
         let part = match victim {
