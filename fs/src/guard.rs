@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::{mountpoint, process};
 
+/// How often the mount's process is looked at. Nothing tells of its death in time: whoever waits for
+/// it, or for one of its threads, waits for those that cannot end, too.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A process that dies has ended by then, unless it cannot.
 const DYING_MAX: Duration = Duration::from_secs(1);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Starts the guard of a mount of this process: `command`, our process id, the mount point. To be called from a
-/// thread that lives as long as the mount: its end is what the guard hears of.
+/// Starts the guard of a mount of this process: `command`, our process id, the mount point.
 pub(crate) fn start(command: &[PathBuf], mountpoint: &Path) -> io::Result<Option<Guard>> {
     use std::os::unix::process::CommandExt;
     let Some((program, args)) = command.split_first() else { return Ok(None) };
@@ -54,21 +54,14 @@ impl Drop for Guard {
 /// or because its mount was cut off.
 ///
 /// # Errors
-/// When the system refuses to tell of the other's death.
+/// When signals cannot be handled.
 pub async fn guard(parent: u32, mountpoint: &Path) -> io::Result<()> {
-    let mut dead = signal(SignalKind::user_defined1())?;
     // Whoever ends all processes of a service means the mount; we end with it.
     let _ignored = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    rustix::process::set_parent_process_death_signal(Some(Signal::USR1))?;
-    // It may have been killed before we could ask to be told.
-    if process::state(parent) == process::State::Lives {
-        dead.recv().await;
-    }
-    // Its threads end one by one; that the first has does not say what the others do.
-    let deadline = Instant::now() + DYING_MAX;
-    while process::state(parent) != process::State::Gone && Instant::now() < deadline {
+    while process::state(parent) == process::State::Lives {
         sleep(LOOK_EVERY).await;
     }
+    sleep(DYING_MAX).await;
     if process::state(parent) == process::State::Ending {
         cut_off(parent, mountpoint);
     }

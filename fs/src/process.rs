@@ -48,9 +48,10 @@ pub(crate) fn state(process: u32) -> State {
 }
 
 /// A task that ends gives its memory back before it closes its files (`do_exit` of the kernel's
-/// `kernel/exit.c`); only kernel threads have none besides.
+/// `kernel/exit.c`); only kernel threads have none besides. One that crashed first waits for its
+/// other threads, to dump its core, also where none is wanted.
 fn is_ending(status: &str) -> bool {
-    !status.contains("\nVmSize:")
+    !status.contains("\nVmSize:") || status.contains("\nCoreDumping:\t1")
 }
 
 /// Whether a process of that name is on its way out.

@@ -177,14 +177,19 @@ fn dies_at_each_point(victim: Victim) {
         }
         cluster.until_settled();
         cluster.restart(victim, Some(point));
-        ledger.note(&step, shell.make(&step));
-        let deadline = Instant::now() + REACHED;
-        while cluster.lives(victim) {
-            assert!(Instant::now() < deadline, "{what:?} does not pass {point}");
-            thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(cluster.wait(victim), ABORTED, "{what:?} at {point}");
-        cluster.restart(victim, None);
+        // Started again while whoever asked may still be waiting for an answer.
+        let told = thread::scope(|scope| {
+            let making = scope.spawn(|| shell.make(&step));
+            let deadline = Instant::now() + REACHED;
+            while cluster.lives(victim) {
+                assert!(Instant::now() < deadline, "{what:?} does not pass {point}");
+                thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(cluster.wait(victim), ABORTED, "{what:?} at {point}");
+            cluster.restart(victim, None);
+            making.join().expect("the step ends")
+        });
+        ledger.note(&step, told);
         ledger.found(cluster.contents());
     }
     cluster.check_pool();
