@@ -14,11 +14,15 @@ use isotope_proto::id::ImageId;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
 /// Whoever connects asks at once.
 const ASK_MAX: Duration = Duration::from_secs(2);
+/// Programs answered at once; more wait in the socket's queue, and store over the network if that
+/// takes too long.
+const ASKING_MAX: usize = 64;
 
 #[derive(Default)]
 pub(crate) struct Passing {
@@ -57,11 +61,13 @@ impl Passing {
 
     /// Answers for as long as the agent lives.
     pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
-        loop {
+        let asking = Arc::new(Semaphore::new(ASKING_MAX));
+        while let Ok(permit) = Arc::clone(&asking).acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let this = Arc::clone(&self);
                     tokio::spawn(async move {
+                        let _permit = permit;
                         let answered = timeout(ASK_MAX, this.answer(stream)).await;
                         if let Ok(Err(error)) = answered {
                             debug!(%error, "a descriptor was not passed");
