@@ -2,12 +2,13 @@
 
 use std::error::Error;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "isotope/v1/library.proto",
     "isotope/v1/feed.proto",
     "isotope/v1/cluster.proto",
     "isotope/v1/content.proto",
     "isotope/v1/upload.proto",
+    "isotope/v1/host.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

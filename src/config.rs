@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fs, io};
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ const KEYS: &[&str] = &[
     "insecure",
     "catalog.listen",
     "catalog.url",
+    "catalog.scan_every",
     "agent.listen",
     "agent.advertise",
     "agent.name",
@@ -51,7 +53,31 @@ pub(crate) struct CatalogSettings {
     pub(crate) listen: SocketAddr,
     /// Where agents, mounts and commands reach it.
     pub(crate) url: String,
+    /// Between two scans of everything.
+    pub(crate) scan_every: Span,
 }
+
+/// A length of time, written like `5m` or `1h 30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let span = humantime::parse_duration(&text).ok().filter(|it| *it >= SPAN_MIN);
+        let invalid = || serde::de::Error::custom(format!("{text:?} is no time like \"5m\""));
+        span.map(Self).ok_or_else(invalid)
+    }
+}
+
+/// Whatever is done again and again is not done more often.
+const SPAN_MIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
@@ -101,7 +127,11 @@ impl Default for Settings {
 
 impl Default for CatalogSettings {
     fn default() -> Self {
-        Self { listen: (Ipv4Addr::LOCALHOST, 7430).into(), url: "http://127.0.0.1:7430".to_owned() }
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 7430).into(),
+            url: "http://127.0.0.1:7430".to_owned(),
+            scan_every: Span(Duration::from_secs(300)),
+        }
     }
 }
 

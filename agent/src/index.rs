@@ -1,23 +1,21 @@
-//! The index of a volume: which image each of its files is, as the catalogue confirmed it. It lies
-//! in the volume's sidecar, so that ids survive a lost catalogue.
+//! The index of a volume: which image each of its files is, as the catalogue confirmed it, and what
+//! is known of its bytes. It lies in the volume's sidecar, so that ids survive a lost catalogue.
+//!
+//! On disk it is a log of JSON lines (`index_log.rs`), the later covering the earlier: what a change
+//! costs does not depend on how many files there are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use isotope_proto::id::{ImageId, Incarnation};
 use isotope_proto::image::Stamp;
 use isotope_proto::name::VolumePath;
-use rustix::fs::{Mode, OFlags, openat};
-use serde::{Deserialize, Serialize};
-use tracing::warn;
+use serde::Serialize;
 
-use crate::marker::{SIDECAR_DIR, write_beneath};
+use crate::index_log::{FileLine, HashLine, Line, Mark};
 use crate::walk::ImageDir;
-
-const FORMAT: u32 = 1;
 
 /// A file as it was last reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,116 +24,100 @@ pub(crate) struct Known {
     pub(crate) stamp: Stamp,
 }
 
+/// What was read of an image's bytes, and when that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hashed {
+    pub(crate) stamp: Stamp,
+    /// Moved by whatever touches the file, but also by `chown` and relabels: then it is read again.
+    pub(crate) ctime_ns: i64,
+    pub(crate) sha256: [u8; 32],
+    pub(crate) blake3: [u8; 32],
+    /// When the bytes were last read whole, in nanoseconds since the epoch.
+    pub(crate) read_ns: i64,
+    pub(crate) verdict: Verdict,
+    /// Whether the catalogue confirmed that it knows all this.
+    pub(crate) told: bool,
+}
+
+/// What the last reading found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Sound,
+    /// The stamp is the same and the bytes are others: they rotted on the disk.
+    Rotten,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     files: BTreeMap<VolumePath, Known>,
     paths: HashMap<ImageId, VolumePath>,
     /// Files out of a scan's sight, staged or in the trash, whose bytes may still be asked for.
     aside: HashMap<ImageId, (VolumePath, Stamp)>,
-    /// Whether there is something to write.
-    changed: bool,
-    /// The catalogue that was told all this and that it is all. Any other has to be told anew, and
-    /// so has this one after the index was lost: it may know files that are no more.
-    incarnation: Option<Incarnation>,
-    /// Where the images lay when some were last seen; another place is another disk.
-    image_dir: Option<ImageDir>,
+    hashes: HashMap<ImageId, Hashed>,
+    /// Images whose files became another's: whoever still has them open finds them by it.
+    merged: HashMap<ImageId, ImageId>,
+    mark: Mark,
+    /// What has yet to be written.
+    pending: Vec<Line>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct IndexFile {
-    format: u32,
-    incarnation: Option<String>,
-    /// Whether the images lay on a file system of their own.
-    #[serde(default)]
-    images_apart: Option<bool>,
-    files: Vec<FileLine>,
-    #[serde(default)]
-    aside: Vec<FileLine>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct FileLine {
-    path: String,
-    image: String,
-    inode: u64,
-    size: u64,
-    mtime_ns: i64,
-}
-
-impl FileLine {
-    fn of(path: &VolumePath, known: Known) -> Self {
-        Self {
-            path: path.to_string(),
-            image: known.image.to_string(),
-            inode: known.stamp.inode,
-            size: known.stamp.size_bytes,
-            mtime_ns: known.stamp.mtime_ns,
-        }
-    }
-
-    fn parse(&self) -> Result<(VolumePath, Known), String> {
-        let path = VolumePath::parse(&self.path).map_err(|error| error.to_string())?;
-        let image = self.image.parse::<ImageId>().map_err(|error| error.to_string())?;
-        let stamp = Stamp { inode: self.inode, size_bytes: self.size, mtime_ns: self.mtime_ns };
-        Ok((path, Known { image, stamp }))
-    }
-}
-
+#[allow(dead_code)]
 impl Index {
-    /// An index that is missing or damaged is empty and known to no catalogue: the scan finds the
-    /// files again, and the catalogue knows them by volume, path and stamp.
-    pub(crate) fn read(root: &OwnedFd) -> Self {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = format!("{SIDECAR_DIR}/index.json");
-        let Ok(file) = openat(root, &path, flags, Mode::empty()) else { return Self::default() };
-        let reader = io::BufReader::new(File::from(file));
-        let parsed = serde_json::from_reader::<_, IndexFile>(reader).map_err(|e| e.to_string());
-        match parsed.and_then(Self::from_file) {
-            Ok(index) => index,
-            Err(reason) => {
-                warn!(reason, "the volume's index is damaged; it is made anew by scanning");
-                Self::default()
+    /// As the lines of a log tell it.
+    pub(crate) fn from_lines(
+        lines: impl Iterator<Item = Result<Line, String>>,
+    ) -> Result<Self, String> {
+        let mut index = Self::default();
+        for line in lines {
+            match line? {
+                Line::Mark(mark) => index.mark = mark,
+                Line::File(file) => {
+                    let (path, known) = file.parse()?;
+                    index.insert(path, known);
+                }
+                Line::Gone { path } => {
+                    index.remove(&VolumePath::parse(&path).map_err(|error| error.to_string())?);
+                }
+                Line::Aside(file) => {
+                    let (path, known) = file.parse()?;
+                    index.put_aside(known.image, path, known.stamp);
+                }
+                Line::Taken { image } => index.drop_aside(parse_id(&image)?),
+                Line::Hash(line) => {
+                    let (image, hashed) = line.parse()?;
+                    index.hashes.insert(image, hashed);
+                }
             }
         }
-    }
-
-    fn from_file(file: IndexFile) -> Result<Self, String> {
-        if file.format != FORMAT {
-            return Err(format!("format {} is not known here", file.format));
-        }
-        let mut index = Self {
-            incarnation: file.incarnation.and_then(|text| text.parse().ok()),
-            image_dir: file
-                .images_apart
-                .map(|apart| if apart { ImageDir::Apart } else { ImageDir::Within }),
-            ..Self::default()
-        };
-        for line in file.files {
-            let (path, known) = line.parse()?;
-            index.insert(path, known);
-        }
-        for line in file.aside {
-            let (path, known) = line.parse()?;
-            index.put_aside(known.image, path, known.stamp);
-        }
-        index.changed = false;
+        index.pending.clear();
+        let Self { hashes, paths, aside, .. } = &mut index;
+        hashes.retain(|image, _| paths.contains_key(image) || aside.contains_key(image));
         Ok(index)
     }
 
-    /// As [`write`] brings it to the disk.
-    pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
-        let known = self.files.iter().map(|(path, known)| FileLine::of(path, *known));
-        let aside = self.aside.iter();
-        let aside =
-            aside.map(|(&image, (path, stamp))| FileLine::of(path, Known { image, stamp: *stamp }));
-        let file = IndexFile {
-            format: FORMAT,
-            incarnation: self.incarnation.map(|id| id.to_string()),
-            images_apart: self.image_dir.map(|dir| dir == ImageDir::Apart),
-            files: known.collect(),
-            aside: aside.collect(),
-        };
-        Ok(serde_json::to_vec(&file)?)
+    /// Everything, as it is brought to the disk anew.
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        let known = self.files.iter().map(|(path, known)| Line::File(FileLine::of(path, *known)));
+        let aside = self.aside.iter().map(|(&image, (path, stamp))| {
+            Line::Aside(FileLine::of(path, Known { image, stamp: *stamp }))
+        });
+        let hashes = self.hashes.iter().map(|(image, it)| Line::Hash(HashLine::of(*image, it)));
+        [Line::Mark(self.mark.clone())]
+            .into_iter()
+            .chain(known)
+            .chain(aside)
+            .chain(hashes)
+            .collect()
+    }
+
+    /// Lines that [`Self::lines`] would give: a log much longer than that is written anew.
+    pub(crate) fn line_count(&self) -> usize {
+        1 + self.files.len() + self.aside.len() + self.hashes.len()
+    }
+
+    /// What changed since this was last asked.
+    pub(crate) fn take_pending(&mut self) -> Vec<Line> {
+        std::mem::take(&mut self.pending)
     }
 
     pub(crate) fn files(&self) -> &BTreeMap<VolumePath, Known> {
@@ -144,6 +126,7 @@ impl Index {
 
     /// Where the bytes of an image lie.
     pub(crate) fn locate(&self, image: ImageId) -> Option<(&VolumePath, Stamp)> {
+        let image = self.merged.get(&image).copied().unwrap_or(image);
         if let Some(path) = self.paths.get(&image) {
             return Some((path, self.files.get(path)?.stamp));
         }
@@ -151,63 +134,89 @@ impl Index {
     }
 
     pub(crate) fn put_aside(&mut self, image: ImageId, path: VolumePath, stamp: Stamp) {
+        self.pending.push(Line::Aside(FileLine::of(&path, Known { image, stamp })));
         self.aside.insert(image, (path, stamp));
-        self.changed = true;
+    }
+
+    /// Takes over what another index has aside.
+    pub(crate) fn adopt_aside(&mut self, other: &Self) {
+        for (image, (path, stamp)) in &other.aside {
+            if self.locate(*image).is_none() {
+                self.put_aside(*image, path.clone(), *stamp);
+            }
+        }
     }
 
     pub(crate) fn drop_aside(&mut self, image: ImageId) {
-        self.changed |= self.aside.remove(&image).is_some();
+        if self.aside.remove(&image).is_some() {
+            self.pending.push(Line::Taken { image: image.to_string() });
+        }
     }
 
     /// Whether a catalogue was told all this and that it is all.
     pub(crate) fn is_known_to(&self, catalog: Incarnation) -> bool {
-        self.incarnation == Some(catalog)
+        self.mark.incarnation.as_deref() == Some(&*catalog.to_string())
     }
 
     /// A catalogue is about to be told everything. What is known stays until it has been: bytes
     /// are served meanwhile, and an interrupted introduction begins anew under the same ids.
     pub(crate) fn begin_introduction(&mut self) {
-        self.incarnation = None;
-        self.changed = true;
+        self.set_mark(Mark { incarnation: None, ..self.mark.clone() });
     }
 
     /// The catalogue has been told everything.
     pub(crate) fn end_introduction(&mut self, catalog: Incarnation) {
-        self.incarnation = Some(catalog);
-        self.changed = true;
+        let incarnation = Some(catalog.to_string());
+        self.set_mark(Mark { incarnation, ..self.mark.clone() });
     }
 
     pub(crate) fn image_dir(&self) -> Option<ImageDir> {
-        self.image_dir
+        let dir = |apart: bool| if apart { ImageDir::Apart } else { ImageDir::Within };
+        self.mark.images_apart.map(dir)
     }
 
     pub(crate) fn images_lie(&mut self, image_dir: ImageDir) {
-        self.changed |= self.image_dir.replace(image_dir) != Some(image_dir);
+        let images_apart = Some(image_dir == ImageDir::Apart);
+        self.set_mark(Mark { images_apart, ..self.mark.clone() });
     }
 
-    pub(crate) fn mark_changed(&mut self) {
-        self.changed = true;
-    }
-
-    /// Whether it changed since this was last asked.
-    pub(crate) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+    fn set_mark(&mut self, mark: Mark) {
+        if self.mark != mark {
+            self.mark = mark;
+            self.pending.push(Line::Mark(self.mark.clone()));
+        }
     }
 
     pub(crate) fn insert(&mut self, path: VolumePath, known: Known) {
-        self.changed = true;
         self.drop_aside(known.image);
         self.paths.insert(known.image, path.clone());
-        if let Some(before) = self.files.insert(path.clone(), known)
+        let before = self.files.insert(path.clone(), known);
+        if before == Some(known) {
+            return;
+        }
+        self.pending.push(Line::File(FileLine::of(&path, known)));
+        if let Some(before) = before
             && before.image != known.image
         {
             self.forget_path(before.image, &path);
         }
     }
 
+    /// The catalogue made two images one; the file of the first is the second's from now on.
+    pub(crate) fn merge(&mut self, image: ImageId, into: ImageId) {
+        let Some(path) = self.paths.get(&image).cloned() else { return };
+        let Some(known) = self.files.get(&path).copied() else { return };
+        if let Some(hashed) = self.hashes.remove(&image) {
+            self.hashes.insert(into, hashed);
+            self.pending.push(Line::Hash(HashLine::of(into, &hashed)));
+        }
+        self.insert(path, Known { image: into, ..known });
+        self.merged.insert(image, into);
+    }
+
     pub(crate) fn remove(&mut self, path: &VolumePath) {
         if let Some(before) = self.files.remove(path) {
-            self.changed = true;
+            self.pending.push(Line::Gone { path: path.to_string() });
             self.forget_path(before.image, path);
         }
     }
@@ -225,10 +234,46 @@ impl Index {
             self.paths.remove(&image);
         }
     }
+
+    /// What was read of an image, if that still holds for its file.
+    pub(crate) fn hashed(&self, image: ImageId) -> Option<&Hashed> {
+        let (_, stamp) = self.locate(image)?;
+        self.hashes.get(&image).filter(|hashed| hashed.stamp == stamp)
+    }
+
+    pub(crate) fn set_hashed(&mut self, image: ImageId, hashed: Hashed) {
+        self.pending.push(Line::Hash(HashLine::of(image, &hashed)));
+        self.hashes.insert(image, hashed);
+    }
+
+    /// Images whose hashes the catalogue has not confirmed, at most so many.
+    pub(crate) fn untold(&self, most: usize) -> Vec<(ImageId, Hashed)> {
+        let untold = self.hashes.iter().filter(|(_, hashed)| !hashed.told);
+        untold.take(most).map(|(image, hashed)| (*image, *hashed)).collect()
+    }
+
+    /// The catalogue has confirmed what it was told.
+    pub(crate) fn confirm_hashed(&mut self, image: ImageId, told: &Hashed) {
+        if let Some(hashed) = self.hashes.get_mut(&image)
+            && hashed == told
+        {
+            hashed.told = true;
+            self.pending.push(Line::Hash(HashLine::of(image, hashed)));
+        }
+    }
+
+    /// Another catalogue knows no hashes.
+    pub(crate) fn tell_hashes_anew(&mut self) {
+        for (image, hashed) in &mut self.hashes {
+            if std::mem::take(&mut hashed.told) {
+                self.pending.push(Line::Hash(HashLine::of(*image, hashed)));
+            }
+        }
+    }
 }
 
-pub(crate) fn write(root: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
-    write_beneath(root, "index.json", bytes)
+pub(crate) fn parse_id(text: &str) -> Result<ImageId, String> {
+    text.parse::<ImageId>().map_err(|error| error.to_string())
 }
 
 /// Replaces a JSON file of the state directory as a whole, durably.
@@ -254,6 +299,18 @@ mod tests {
         VolumePath::parse(text).expect("a path")
     }
 
+    fn hashed(n: u8) -> Hashed {
+        Hashed {
+            stamp: known(n).stamp,
+            ctime_ns: 3,
+            sha256: [n; 32],
+            blake3: [n + 1; 32],
+            read_ns: 9,
+            verdict: Verdict::Sound,
+            told: false,
+        }
+    }
+
     #[test]
     fn an_image_is_found_where_it_was_last_seen() {
         let mut index = Index::default();
@@ -268,22 +325,58 @@ mod tests {
     }
 
     #[test]
-    fn it_survives_a_round_trip_and_damage() {
-        let dir = tempfile::tempdir().expect("a directory");
-        fs::create_dir(dir.path().join(SIDECAR_DIR)).expect("a sidecar");
-        let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
+    fn hashes_hold_for_the_stamp_they_were_read_under() {
         let mut index = Index::default();
+        index.insert(path("iso/a"), known(1));
+        index.set_hashed(known(1).image, hashed(1));
+        assert_eq!(index.hashed(known(1).image), Some(&hashed(1)));
+        assert_eq!(index.untold(9), [(known(1).image, hashed(1))]);
+        index.confirm_hashed(known(1).image, &hashed(1));
+        assert!(index.untold(9).is_empty());
+        index.tell_hashes_anew();
+        assert_eq!(index.untold(9).len(), 1);
+        let touched = Known { stamp: Stamp { mtime_ns: 7, ..known(1).stamp }, ..known(1) };
+        index.insert(path("iso/a"), touched);
+        assert_eq!(index.hashed(known(1).image), None);
+    }
+
+    #[test]
+    fn a_merged_image_is_found_under_either_id() {
+        let mut index = Index::default();
+        index.insert(path("iso/a"), known(2));
+        index.set_hashed(known(2).image, hashed(2));
+        index.merge(known(2).image, known(1).image);
+        for n in [1, 2] {
+            let found = index.locate(known(n).image).map(|(path, _)| path.as_str());
+            assert_eq!(found, Some("iso/a"), "{n}");
+        }
+        assert_eq!(index.files()[&path("iso/a")].image, known(1).image);
+        assert_eq!(index.hashed(known(1).image), Some(&hashed(2)));
+    }
+
+    #[test]
+    fn changes_and_the_whole_tell_the_same() {
+        let mut index = Index::default();
+        let mut log = Vec::new();
         index.insert(path("iso/a.iso"), known(1));
-        let catalog = Incarnation::from_bytes([9; 16]);
-        assert!(!Index::read(&root).is_known_to(catalog), "missing");
-        index.end_introduction(catalog);
+        index.insert(path("iso/b.iso"), known(2));
+        index.set_hashed(known(2).image, hashed(2));
+        log.extend(index.take_pending());
+        index.end_introduction(Incarnation::from_bytes([9; 16]));
         index.images_lie(ImageDir::Apart);
-        write(&root, &index.to_bytes().expect("encoded")).expect("written");
-        let again = Index::read(&root);
-        assert_eq!((again.files(), again.image_dir()), (index.files(), index.image_dir()));
-        assert!(again.is_known_to(catalog));
-        fs::write(dir.path().join(".isotope/index.json"), "{").expect("damaged");
-        let damaged = Index::read(&root);
-        assert!(damaged.files().is_empty() && !damaged.is_known_to(catalog));
+        index.remove(&path("iso/a.iso"));
+        index.put_aside(known(1).image, path(".isotope/trash/1"), known(1).stamp);
+        index.put_aside(known(3).image, path(".isotope/trash/3"), known(3).stamp);
+        index.drop_aside(known(3).image);
+        log.extend(index.take_pending());
+        assert!(index.take_pending().is_empty());
+        for lines in [log, index.lines()] {
+            let again = Index::from_lines(lines.into_iter().map(Ok)).expect("read");
+            assert_eq!(again.files(), index.files());
+            assert_eq!(again.aside, index.aside);
+            assert_eq!(again.hashes, index.hashes);
+            assert_eq!(again.mark, index.mark);
+            assert_eq!(again.line_count(), again.lines().len());
+        }
     }
 }

@@ -5,42 +5,54 @@
 
 mod clock;
 mod content;
+mod hints;
+mod host;
 mod identify;
 mod identity;
 mod index;
+mod index_log;
+mod layout;
 mod lookout;
 mod marker;
 mod passing;
 mod plan;
+mod recognise;
 mod reconcile;
 mod scan;
 mod service;
 mod session;
 mod stage;
 mod tasks;
+mod tell;
 mod volume;
+mod volumes;
 mod walk;
+mod watch;
+mod worker;
 mod writable;
 mod writeback;
+mod writers;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isotope_proto::cluster::Node;
-use isotope_proto::id::{BootId, VolumeId};
+use isotope_proto::id::BootId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 
+use crate::host::Host;
 pub use crate::identity::IdentityError;
 use crate::identity::State;
 use crate::passing::Passing;
-pub use crate::volume::VolumeError;
-use crate::volume::{Checked, Volume};
+pub use crate::recognise::VolumeError;
+use crate::recognise::{Checked, Remembered};
+use crate::volume::Volume;
+use crate::volumes::Volumes;
 
 /// A directory given as a pool, and the pool's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,18 +91,14 @@ pub enum AgentError {
     Serve(#[from] tonic::transport::Error),
 }
 
-/// The volumes of this host, by id.
-type Volumes = Arc<HashMap<VolumeId, Arc<Volume>>>;
-
 /// An agent that has its volumes open and its port bound.
 pub struct Agent {
     listener: TcpListener,
     address: SocketAddr,
     node: Node,
     boot: BootId,
-    volumes: Volumes,
+    host: Host,
     catalog: Endpoint,
-    _state: State,
 }
 
 /// Whether an agent could use these pools, with nothing made, marked or locked: for whoever starts
@@ -100,7 +108,7 @@ pub struct Agent {
 /// As [`Agent::build`] would fail for a pool.
 pub fn check_pools(pools: &[PoolDir], state: &Path) -> Result<(), AgentError> {
     let remembered = State::peek(state)?;
-    check(pools, |dir| remembered.get(dir).copied()).map(drop)
+    check(pools, |dir| remembered.get(dir).cloned()).map(drop)
 }
 
 impl Agent {
@@ -113,22 +121,27 @@ impl Agent {
         let address = listener.local_addr().map_err(bind_error)?;
         let mut state = State::open(&config.state, now)?;
         let checked = check(&config.pools, |dir| state.remembered(dir))?;
-        let mut volumes = HashMap::new();
+        let given: Vec<PathBuf> = config.pools.iter().map(|pool| pool.dir.clone()).collect();
+        let volumes = Volumes::default();
         for (pool, checked) in config.pools.iter().zip(checked) {
-            let volume = checked.into_volume(&pool.name, now)?;
-            state.remember(&pool.dir, volume.id)?;
-            volumes.insert(volume.id, Arc::new(volume));
+            let recognised = checked.settle(&pool.name, now)?;
+            state.remember(&pool.dir, &recognised.remembered)?;
+            volumes.add(Volume::new(recognised, &pool.name, &state.sidecars()));
+        }
+        for (dir, pool, remembered) in host::attached(&state, &given) {
+            let recognised = Checked::look(&dir, Some(&remembered), None)?.settle(&pool, now)?;
+            volumes.add(Volume::new(recognised, &pool, &state.sidecars()));
         }
         let reached_at = config.advertise.unwrap_or_else(|| advertised(address, &config.name));
-        let node = Node { id: state.node(), name: config.name, address: reached_at };
+        let host = config.name.clone();
+        let node = Node { id: state.node(), name: config.name, address: reached_at, host };
         Ok(Self {
             listener,
             address,
             node,
             boot: BootId::mint(now),
-            volumes: Arc::new(volumes),
+            host: Host::new(state.node(), volumes, state, Arc::default()),
             catalog: Endpoint::from(config.catalog),
-            _state: state,
         })
     }
 
@@ -140,13 +153,14 @@ impl Agent {
 
     /// Serves bytes and follows the catalogue until `stop` is cancelled.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), AgentError> {
-        info!(address = %self.address, node = %self.node.name, volumes = self.volumes.len(), "agent serves");
-        let (node_id, address) = (self.node.id, self.node.address.clone());
+        info!(address = %self.address, node = %self.node.name, volumes = self.host.volumes.all().len(), "agent serves");
+        let address = self.node.address.clone();
         let session = session::Session {
             node: self.node,
             boot: self.boot,
-            volumes: Arc::clone(&self.volumes),
+            volumes: self.host.volumes.clone(),
             catalog: self.catalog,
+            wake: Arc::clone(&self.host.wake),
             stop: stop.clone(),
         };
         let session = tokio::spawn(session.run());
@@ -159,7 +173,7 @@ impl Agent {
             }
         };
         let stopped = stop.clone();
-        let server = service::server(self.volumes, node_id, passing).serve_with_incoming_shutdown(
+        let server = service::server(self.host, passing).serve_with_incoming_shutdown(
             incoming(self.listener),
             async move {
                 stopped.cancelled().await;
@@ -180,11 +194,11 @@ impl Agent {
 /// Each pool's directory, found fit and named once.
 fn check(
     pools: &[PoolDir],
-    remembered: impl Fn(&Path) -> Option<VolumeId>,
+    remembered: impl Fn(&Path) -> Option<Remembered>,
 ) -> Result<Vec<Checked>, AgentError> {
     let mut all: Vec<Checked> = Vec::with_capacity(pools.len());
     for pool in pools {
-        let checked = Checked::look(&pool.dir, remembered(&pool.dir))?;
+        let checked = Checked::look(&pool.dir, remembered(&pool.dir).as_ref(), None)?;
         if let Some(other) = all.iter().find(|other| checked.is(other)) {
             let (first, second) = (other.path().to_owned(), pool.dir.clone());
             return Err(AgentError::Twice { first, second });

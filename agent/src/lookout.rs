@@ -10,7 +10,6 @@ use isotope_proto::report::OfferedVolume;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::Volumes;
 use crate::volume::Volume;
 
 /// How often the directories are looked at: a mounted or unmounted disk shows within it.
@@ -21,20 +20,36 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 pub(crate) type Offers = BTreeMap<VolumeId, OfferedVolume>;
 
-/// What each volume was found to be. The lookouts end when nobody listens any more.
-pub(crate) fn look_out(volumes: &Volumes) -> watch::Receiver<Offers> {
-    let (publish, offers) = watch::channel(Offers::new());
-    let publish = Arc::new(publish);
-    for volume in volumes.values() {
+/// The lookouts of all volumes. They end when nobody listens any more.
+pub(crate) struct Lookouts {
+    publish: Arc<watch::Sender<Offers>>,
+}
+
+impl Lookouts {
+    /// None yet; what they will find each volume to be.
+    pub(crate) fn begin() -> (Self, watch::Receiver<Offers>) {
+        let (publish, offers) = watch::channel(Offers::new());
+        (Self { publish: Arc::new(publish) }, offers)
+    }
+
+    pub(crate) fn add(&self, volume: Arc<Volume>) {
         let lookout = Lookout {
-            volume: Arc::clone(volume),
-            publish: Arc::clone(&publish),
+            volume,
+            publish: Arc::clone(&self.publish),
             look_every: LOOK_EVERY,
             answer_max: ANSWER_MAX,
         };
         tokio::spawn(lookout.run(Volume::look));
     }
-    offers
+
+    /// Forgets volumes that are no longer this agent's.
+    pub(crate) fn retain(&self, is_there: impl Fn(&VolumeId) -> bool) {
+        self.publish.send_if_modified(|offers| {
+            let before = offers.len();
+            offers.retain(|id, _| is_there(id));
+            offers.len() != before
+        });
+    }
 }
 
 struct Lookout {
@@ -46,7 +61,7 @@ struct Lookout {
 
 impl Lookout {
     async fn run(self, look: fn(&Volume) -> OfferedVolume) {
-        while !self.publish.is_closed() {
+        while !self.publish.is_closed() && !self.volume.left.is_cancelled() {
             let volume = Arc::clone(&self.volume);
             let mut looking = tokio::task::spawn_blocking(move || look(&volume));
             let found = match timeout(self.answer_max, &mut looking).await {
@@ -69,6 +84,9 @@ impl Lookout {
     }
 
     fn tell(&self, offered: OfferedVolume) {
+        if self.volume.left.is_cancelled() {
+            return;
+        }
         self.publish.send_if_modified(|offers| {
             let before = offers.insert(offered.id, offered.clone());
             before.as_ref() != Some(&offered)

@@ -8,6 +8,8 @@ use isotope_proto::id::VolumeId;
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::layout::Layout;
+
 /// Everything of ours in a volume lies in here.
 pub(crate) const SIDECAR_DIR: &str = ".isotope";
 const MARKER: &str = ".isotope/volume.json";
@@ -22,12 +24,14 @@ struct MarkerFile {
     volume: String,
     /// The pool the volume was first put into; the catalogue knows better afterwards.
     pool: String,
+    #[serde(default)]
+    layout: Layout,
 }
 
 /// What was found where the marker should be.
 #[derive(Debug)]
 pub(crate) enum Found {
-    Marker(VolumeId),
+    Marker(VolumeId, Layout),
     None,
     /// Something that is no marker of ours, and why.
     NotOurs(String),
@@ -55,40 +59,54 @@ pub(crate) fn read(root: &OwnedFd) -> io::Result<Found> {
         )));
     }
     Ok(match marker.volume.parse() {
-        Ok(id) => Found::Marker(id),
+        Ok(id) => Found::Marker(id, marker.layout),
         Err(_) => Found::NotOurs(format!("{MARKER} names no volume")),
     })
 }
 
 /// Marks a directory as a volume, durably.
-pub(crate) fn write(root: &OwnedFd, volume: VolumeId, pool: &str) -> io::Result<()> {
+pub(crate) fn write(
+    root: &OwnedFd,
+    volume: VolumeId,
+    pool: &str,
+    layout: &Layout,
+) -> io::Result<()> {
     match mkdirat(root, SIDECAR_DIR, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
-    let marker = MarkerFile { format: FORMAT, volume: volume.to_string(), pool: pool.to_owned() };
-    write_beneath(root, "volume.json", &serde_json::to_vec_pretty(&marker)?)
+    let marker = MarkerFile {
+        format: FORMAT,
+        volume: volume.to_string(),
+        pool: pool.to_owned(),
+        layout: layout.clone(),
+    };
+    write_whole(&sidecar(root)?, "volume.json", &serde_json::to_vec_pretty(&marker)?)
 }
 
-/// Replaces a file of the sidecar as a whole: after a crash it is the old one or the new one.
-pub(crate) fn write_beneath(root: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write as _;
+/// The directory of ours in a volume.
+pub(crate) fn sidecar(root: &OwnedFd) -> io::Result<OwnedFd> {
     let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let sidecar = openat(root, SIDECAR_DIR, directory, Mode::empty())?;
+    Ok(openat(root, SIDECAR_DIR, directory, Mode::empty())?)
+}
+
+/// Replaces a file of a sidecar as a whole: after a crash it is the old one or the new one.
+pub(crate) fn write_whole(sidecar: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // Of a shared volume several hosts may be writing the same file.
     let temporary = format!("{name}.{}.new", uuid::Uuid::new_v4());
     let written = (|| {
         let mode = Mode::from_raw_mode(0o644);
-        let mut file = std::fs::File::from(openat(&sidecar, &temporary, flags, mode)?);
+        let mut file = std::fs::File::from(openat(sidecar, &temporary, flags, mode)?);
         file.write_all(bytes)?;
         file.sync_all()?;
-        renameat(&sidecar, &temporary, &sidecar, name)?;
+        renameat(sidecar, &temporary, sidecar, name)?;
         Ok(())
     })();
     if written.is_err() {
         // It may not even have been made.
-        let _ = unlinkat(&sidecar, &temporary, AtFlags::empty());
+        let _ = unlinkat(sidecar, &temporary, AtFlags::empty());
         return written;
     }
     rustix::fs::fsync(sidecar.as_fd())?;
@@ -106,13 +124,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         fs::create_dir(dir.path().join(SIDECAR_DIR)).expect("made");
         let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
+        let sidecar = sidecar(&root).expect("made");
         let (short, long) = (vec![b'a'; 10], vec![b'b'; 100_000]);
         std::thread::scope(|scope| {
             for bytes in [&short, &long] {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        write_beneath(&root, "index.json", bytes).expect("written");
-                        let found = fs::read(dir.path().join(".isotope/index.json"));
+                        write_whole(&sidecar, "one.json", bytes).expect("written");
+                        let found = fs::read(dir.path().join(".isotope/one.json"));
                         let found = found.expect("always there");
                         assert!(found == short || found == long, "{} bytes", found.len());
                     }
@@ -122,7 +141,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join(SIDECAR_DIR)).expect("listed").count(), 1);
         // What fails leaves nothing behind.
         fs::create_dir(dir.path().join(".isotope/taken")).expect("made");
-        write_beneath(&root, "taken", &short).expect_err("a directory is in its place");
+        write_whole(&sidecar, "taken", &short).expect_err("a directory is in its place");
         assert_eq!(fs::read_dir(dir.path().join(SIDECAR_DIR)).expect("listed").count(), 2);
     }
 }

@@ -1,13 +1,15 @@
 //! What a scan is to do about what it saw. Pure: it knows the index and the look, neither the disk
 //! nor the catalogue.
 
+use std::collections::BTreeSet;
+
 use isotope_proto::id::Incarnation;
 use isotope_proto::name::VolumePath;
-use isotope_proto::report::EVERYTHING_BYTES_MAX;
+use isotope_proto::report::{EVERYTHING_BYTES_MAX, FileEvent};
 
 use crate::index::Index;
+use crate::layout::Layout;
 use crate::reconcile::{Difference, introduce, reconcile, standing};
-use crate::volume::IMAGE_DIR;
 use crate::walk::{ImageDir, Seen};
 
 #[derive(Debug, PartialEq, Eq)]
@@ -18,12 +20,15 @@ pub(crate) struct Plan {
     pub(crate) introduction: Option<Ending>,
 }
 
-/// Why a look is not believed: all images of a volume that seem gone at once may lie on a disk that
-/// is not mounted.
+/// Of a volume's images, one in so many may be gone without a second look.
+const SUSPECT_SHARE: usize = 10;
+
+/// Why a look is not believed: images of a volume that seem gone at once may lie on a disk that is
+/// not mounted, or be moved about at this moment.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Doubt {
-    /// A second look that sees the same is believed.
-    LookAgain,
+    /// So many images seem gone. A second look that sees the same is believed.
+    LookAgain(BTreeSet<VolumePath>),
     /// No look is, until somebody has seen to it.
     Refused(String),
 }
@@ -39,12 +44,14 @@ pub(crate) enum Ending {
     Open,
 }
 
-pub(crate) fn plan(index: &Index, seen: &Seen, catalog: Incarnation) -> Plan {
+pub(crate) fn plan(index: &Index, seen: &Seen, layout: &Layout, catalog: Incarnation) -> Plan {
     let there = standing(index.files(), seen);
     let known_there = index.files().keys().any(|path| there.contains_key(path));
-    let doubt = doubt(index, seen, known_there);
+    let refused = refusal(index, seen, layout, known_there).map(Doubt::Refused);
+    let doubt = |differences: &[Difference]| refused.or_else(|| suspect(index, differences));
     if index.is_known_to(catalog) {
-        return Plan { doubt, differences: reconcile(index.files(), &there), introduction: None };
+        let differences = reconcile(index.files(), &there);
+        return Plan { doubt: doubt(&differences), differences, introduction: None };
     }
     let differences = introduce(index.files(), &there);
     let mut paths: Vec<VolumePath> = there.into_keys().collect();
@@ -60,33 +67,39 @@ pub(crate) fn plan(index: &Index, seen: &Seen, catalog: Incarnation) -> Plan {
     } else {
         Ending::Everything(paths)
     };
-    Plan { doubt, differences, introduction: Some(ending) }
+    Plan { doubt: doubt(&differences), differences, introduction: Some(ending) }
 }
 
 /// A path's tag and length in a message.
 const PATH_BYTES: usize = 4;
 
-fn doubt(index: &Index, seen: &Seen, known_there: bool) -> Option<Doubt> {
+/// Whether so many images seem gone that one look is not enough.
+fn suspect(index: &Index, differences: &[Difference]) -> Option<Doubt> {
+    let gone = differences.iter().filter(|it| it.event == FileEvent::Deleted);
+    let gone: BTreeSet<VolumePath> = gone.map(|it| it.path.clone()).collect();
+    let known = index.files().len();
+    (gone.len() * SUSPECT_SHARE > known).then_some(Doubt::LookAgain(gone))
+}
+
+/// Why nothing is taken for deleted, however often this is seen.
+fn refusal(index: &Index, seen: &Seen, layout: &Layout, known_there: bool) -> Option<String> {
     let known = index.files().len();
     if known == 0 || known_there {
         return None;
     }
-    let refused = |what: &str| {
-        let text = format!(
-            "{IMAGE_DIR}/ {what} although {known} images are known in it; is a disk unmounted? \
-             Nothing is taken for deleted. If they are gone for good, stop the agent, remove \
-             .isotope/index.json and start it again"
-        );
-        Some(Doubt::Refused(text))
-    };
-    match (index.image_dir(), seen.image_dir) {
-        (_, ImageDir::Missing) => refused("is missing"),
+    let what = match (index.image_dir(), seen.image_dir) {
+        (_, ImageDir::Missing) => "is missing",
         // Device numbers change with every start of a host; whether it is a mount point does not.
-        (Some(ImageDir::Apart), ImageDir::Within) => refused("is no longer a mounted disk"),
-        (Some(ImageDir::Within), ImageDir::Apart) => refused("is covered by another disk"),
-        _ if seen.files.is_empty() => Some(Doubt::LookAgain),
-        _ => None,
-    }
+        (Some(ImageDir::Apart), ImageDir::Within) => "is no longer a mounted disk",
+        (Some(ImageDir::Within), ImageDir::Apart) => "is covered by another disk",
+        _ => return None,
+    };
+    let dir = layout.image_dir();
+    Some(format!(
+        "{dir}/ {what} although {known} images are known in it; is a disk unmounted? Nothing is \
+         taken for deleted. If they are gone for good, stop the agent, remove \
+         .isotope/index.jsonl and start it again"
+    ))
 }
 
 #[cfg(test)]
@@ -97,6 +110,7 @@ mod tests {
 
     use super::*;
     use crate::index::Known;
+    use crate::walk::Other;
 
     const CATALOG: Incarnation = Incarnation::from_bytes([1; 16]);
     const OTHER: Incarnation = Incarnation::from_bytes([2; 16]);
@@ -131,7 +145,7 @@ mod tests {
         use ImageDir::{Apart, Missing, Within};
         type Files = &'static [(&'static str, u8)];
         let refused = |what: &str| format!("Refused(\"iso/ {what}");
-        let again = || "LookAgain".to_owned();
+        let again = || "LookAgain(".to_owned();
         let none = String::new;
         let cases: [(Files, ImageDir, Files, ImageDir, String); 9] = [
             (&[("iso/a.iso", 1)], Within, &[], Missing, refused("is missing although 1")),
@@ -143,11 +157,13 @@ mod tests {
             (&[("iso/a.iso", 1)], Apart, &[("iso/a.iso", 9)], Within, none()),
             (&[("iso/a.iso", 1)], Within, &[], Within, again()),
             (&[("iso/a.iso", 1)], Apart, &[], Apart, again()),
-            (&[("iso/a.iso", 1)], Within, &[("iso/b.iso", 9)], Within, none()),
+            (&[("iso/a.iso", 1)], Within, &[("iso/b.iso", 9)], Within, again()),
         ];
         for (known, before, files, now, expected) in cases {
             for catalog in [CATALOG, OTHER] {
-                let doubt = plan(&index(known, before), &seen(files, now), catalog).doubt;
+                let doubt =
+                    plan(&index(known, before), &seen(files, now), &Layout::default(), catalog)
+                        .doubt;
                 let doubt = doubt.map_or(String::new(), |doubt| format!("{doubt:?}"));
                 assert!(doubt.starts_with(&expected), "{known:?}, {files:?}: {doubt}");
                 assert_eq!(doubt.is_empty(), expected.is_empty(), "{known:?}, {files:?}: {doubt}");
@@ -156,12 +172,27 @@ mod tests {
     }
 
     #[test]
+    fn more_than_a_tenth_gone_at_once_is_looked_at_again() {
+        let names: Vec<String> = (0..20).map(|n| format!("iso/{n}.iso")).collect();
+        let files: Vec<(&str, u8)> = names.iter().map(String::as_str).zip(1..).collect();
+        let index = index(&files, ImageDir::Within);
+        for (gone, suspect) in [(0, false), (2, false), (3, true), (20, true)] {
+            let look = seen(&files[gone..], ImageDir::Within);
+            let made = plan(&index, &look, &Layout::default(), CATALOG);
+            assert_eq!(made.differences.len(), gone);
+            let again = matches!(&made.doubt, Some(Doubt::LookAgain(paths)) if paths.len() == gone);
+            assert_eq!(again, suspect, "{gone} of 20");
+        }
+    }
+
+    #[test]
     fn an_introduction_ends_with_everything_there_is() {
         let known = index(&[("iso/a.iso", 1), ("iso/gone.iso", 2)], ImageDir::Within);
         let mut look = seen(&[("iso/a.iso", 1), ("iso/b.iso", 3)], ImageDir::Within);
-        look.others.insert(path("iso/linked.iso"), stamp(4));
-        assert_eq!(plan(&known, &look, CATALOG).introduction, None);
-        let made = plan(&known, &look, OTHER);
+        let linked = Other { stamp: stamp(4), has_image_name: true };
+        look.others.insert(path("iso/linked.iso"), linked);
+        assert_eq!(plan(&known, &look, &Layout::default(), CATALOG).introduction, None);
+        let made = plan(&known, &look, &Layout::default(), OTHER);
         let everything = ["iso/a.iso", "iso/b.iso", "iso/linked.iso"].map(path);
         assert_eq!(made.introduction, Some(Ending::Everything(everything.into())));
         let told = made.differences.iter().map(|it| (it.event, it.path.as_str()));
@@ -174,13 +205,16 @@ mod tests {
             ]
         );
         // A lost index does not know what else the catalogue may know.
-        let lost = plan(&Index::default(), &look, CATALOG);
+        let lost = plan(&Index::default(), &look, &Layout::default(), CATALOG);
         assert!(matches!(lost.introduction, Some(Ending::Everything(paths)) if paths.len() == 3));
         // What could not be seen is not gone; nor is everything, where nothing is.
         look.unseen.insert("iso/bad".to_owned());
-        assert_eq!(plan(&known, &look, OTHER).introduction, Some(Ending::Open));
+        assert_eq!(plan(&known, &look, &Layout::default(), OTHER).introduction, Some(Ending::Open));
         let nothing = seen(&[], ImageDir::Missing);
-        assert_eq!(plan(&Index::default(), &nothing, OTHER).introduction, Some(Ending::Open));
+        assert_eq!(
+            plan(&Index::default(), &nothing, &Layout::default(), OTHER).introduction,
+            Some(Ending::Open)
+        );
     }
 
     #[test]
@@ -190,7 +224,7 @@ mod tests {
         for n in 0..=EVERYTHING_BYTES_MAX / 200 {
             look.files.insert(path(&format!("iso/{long}{n}.iso")), stamp(1));
         }
-        let made = plan(&Index::default(), &look, OTHER);
+        let made = plan(&Index::default(), &look, &Layout::default(), OTHER);
         assert_eq!(made.introduction, Some(Ending::TooMany));
     }
 }

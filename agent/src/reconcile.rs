@@ -9,7 +9,7 @@ use isotope_proto::name::VolumePath;
 use isotope_proto::report::FileEvent;
 
 use crate::index::Known;
-use crate::walk::{Seen, is_image_name};
+use crate::walk::Seen;
 
 /// One difference between what is known and what is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub(crate) struct Difference {
     pub(crate) stamp: Stamp,
     /// Known, unless the file is new or has other bytes now.
     pub(crate) image: Option<ImageId>,
-    /// For a moved file, where it was.
-    pub(crate) from: Option<VolumePath>,
+    /// What a moved file or one with other bytes was, and where.
+    pub(crate) before: Option<(VolumePath, Known)>,
 }
 
 /// What counts as there: the files seen; known ones that would not be adopted, or that lie where
@@ -32,7 +32,8 @@ pub(crate) fn standing(
 ) -> BTreeMap<VolumePath, Stamp> {
     let mut there = seen.files.clone();
     for (path, known) in known {
-        if seen.others.get(path) == Some(&known.stamp) || seen.hides(path) {
+        let is_other = seen.others.get(path).is_some_and(|it| it.stamp == known.stamp);
+        if is_other || seen.hides(path) {
             there.entry(path.clone()).or_insert(known.stamp);
         }
     }
@@ -40,10 +41,10 @@ pub(crate) fn standing(
     for stamp in there.values() {
         lost.remove(stamp);
     }
-    for (path, stamp) in &seen.others {
+    for (path, other) in &seen.others {
         // Renamed to what is no image's name, it was put aside: that is a deletion.
-        if is_image_name(path.file_name()) && lost.remove(stamp) {
-            there.entry(path.clone()).or_insert(*stamp);
+        if other.has_image_name && lost.remove(&other.stamp) {
+            there.entry(path.clone()).or_insert(other.stamp);
         }
     }
     there
@@ -72,7 +73,7 @@ pub(crate) fn reconcile(
                 path: path.clone(),
                 stamp: *stamp,
                 image: Some(before.image),
-                from: Some(from.clone()),
+                before: Some((from.clone(), *before)),
             });
         } else {
             new.push((path, stamp));
@@ -80,17 +81,17 @@ pub(crate) fn reconcile(
     }
     let mut changed = Vec::new();
     for (path, stamp) in new {
-        let event =
-            if gone.remove(path).is_some() { FileEvent::Updated } else { FileEvent::Created };
+        let before = gone.remove(path).map(|known| (path.clone(), *known));
+        let event = if before.is_some() { FileEvent::Updated } else { FileEvent::Created };
         let (path, stamp) = (path.clone(), *stamp);
-        changed.push(Difference { event, path, stamp, image: None, from: None });
+        changed.push(Difference { event, path, stamp, image: None, before });
     }
     let deleted = gone.into_iter().map(|(path, known)| Difference {
         event: FileEvent::Deleted,
         path: path.clone(),
         stamp: known.stamp,
         image: Some(known.image),
-        from: None,
+        before: None,
     });
     deleted.chain(moved).chain(changed).collect()
 }
@@ -107,7 +108,7 @@ pub(crate) fn introduce(
         path: path.clone(),
         stamp: known.stamp,
         image: Some(known.image),
-        from: None,
+        before: None,
     });
     let mut differences = reconcile(known, seen);
     differences.extend(told);
@@ -119,6 +120,7 @@ mod tests {
     use FileEvent::{Created, Deleted, Moved, Updated};
 
     use super::*;
+    use crate::walk::Other;
 
     fn stamp(n: u8) -> Stamp {
         Stamp { inode: n.into(), size_bytes: 10, mtime_ns: 7 }
@@ -208,7 +210,11 @@ mod tests {
         ];
         for (before, others, expected) in cases {
             let stamps = |files| known(files).into_iter().map(|(path, it)| (path, it.stamp));
-            let seen = Seen { others: stamps(others).collect(), ..Seen::default() };
+            let other = |(path, stamp): (VolumePath, Stamp)| {
+                let has_image_name = path.file_name().ends_with(".iso");
+                (path, Other { stamp, has_image_name })
+            };
+            let seen = Seen { others: stamps(others).map(other).collect(), ..Seen::default() };
             let there = standing(&known(before), &seen);
             assert_eq!(there, stamps(expected).collect(), "{before:?} → {others:?}");
         }

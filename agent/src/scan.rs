@@ -1,65 +1,67 @@
 //! One scan of one volume: look at the marker, walk, compare, report, remember. The disk decides;
 //! a volume without its marker is never scanned, so that an unmounted disk deletes nothing.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use isotope_proto::cluster::VolumeState;
-use isotope_proto::id::{ImageId, Incarnation, NodeId};
-use isotope_proto::image::ImageFormat;
-use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
-use isotope_proto::pb;
-use isotope_proto::pb::agent_service_client::AgentServiceClient;
-use isotope_proto::refusal::Refusal;
-use isotope_proto::report::{FILE_CHANGES_MAX, FileChange, FileEvent, FoundFile, ScanOutcome};
+use isotope_proto::image::Stamp;
+use isotope_proto::name::VolumePath;
+use isotope_proto::report::{FileEvent, ScanCounts, ScanOutcome};
+use rustix::fs::fstat;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use crate::clock;
-use crate::identify::identify_by_name;
-use crate::index::{Index, Known};
-use crate::plan::{Doubt, Ending, Plan, plan};
+use crate::plan::{Doubt, Plan, plan};
 use crate::reconcile::Difference;
-use crate::volume::{IMAGE_DIR, Volume};
+use crate::tell::{Link, tell};
+use crate::volume::{Volume, open_file};
 use crate::walk::{Seen, walk};
+use crate::writers::{self, Writers};
 
-/// The catalogue gets so long for one report; it may be syncing a slow disk.
-const REPORT_DEADLINE: Duration = Duration::from_secs(30);
-/// A directory that lost all images at once is looked at again after so long: a disk being
-/// unmounted, or a copy being replaced, is done by then.
+/// What seems gone is looked for again after so long: a disk being unmounted, or a copy being
+/// replaced, is done by then.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Looks that each see more gone than the one before; then somebody is at work there.
+const LOOKS_MAX: usize = 5;
+/// Where nothing is known of a file's writers, it is taken once it has not changed for so long.
+const UNCHANGED_FOR: Duration = Duration::from_millis(1500);
 /// How often a walk that takes long is checked for waiting on a disk that does not answer.
 const SILENT_EVERY: Duration = Duration::from_secs(1);
 /// Progress is told at most so often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// The catalogue that this agent is connected to now.
-#[derive(Clone)]
-pub(crate) struct Link {
-    pub(crate) client: AgentServiceClient<Channel>,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) node: NodeId,
+/// Files that were met and not taken, for they may still be written.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// Open for writing on this host: their close will be heard.
+    pub(crate) open: BTreeSet<VolumePath>,
+    /// Those of whose writers nothing is known: as they were first seen so, and when.
+    pub(crate) unsure: BTreeMap<VolumePath, (Stamp, i64, Instant)>,
 }
 
-/// Scans a volume and brings the catalogue up to date. `progress` is told the files seen so far.
+/// Scans a volume and brings the catalogue up to date. `progress` hears what was found so far.
 pub(crate) async fn scan(
     volume: Arc<Volume>,
     mut link: Link,
-    progress: impl Fn(u64) + Send + Sync + 'static,
+    waiting: Arc<Mutex<Waiting>>,
+    progress: impl Fn(ScanCounts) + Send + Sync + 'static,
 ) -> ScanOutcome {
     let mut outcome = ScanOutcome::default();
-    if let Err(failure) = run(&volume, &mut link, progress, &mut outcome).await {
+    let progress = Arc::new(progress);
+    if let Err(failure) = run(&volume, &mut link, &waiting, &progress, &mut outcome).await {
         warn!(volume = %volume.id, pool = volume.pool_name, failure, "scan failed");
         outcome.failure = Some(failure);
     } else {
         volume.settle();
+        let ScanCounts { files_seen, created, updated, deleted, .. } = outcome.counts;
         info!(
             pool = volume.pool_name,
-            files = outcome.files_seen,
-            created = outcome.created,
-            updated = outcome.updated,
-            deleted = outcome.deleted,
+            files = files_seen,
+            created,
+            updated,
+            deleted,
             problems = outcome.problems.len(),
             "volume scanned"
         );
@@ -67,26 +69,37 @@ pub(crate) async fn scan(
     outcome
 }
 
-async fn run(
+async fn run<P>(
     volume: &Arc<Volume>,
     link: &mut Link,
-    progress: impl Fn(u64) + Send + Sync + 'static,
+    waiting: &Arc<Mutex<Waiting>>,
+    progress: &Arc<P>,
     outcome: &mut ScanOutcome,
-) -> Result<(), String> {
-    let progress = Arc::new(progress);
-    let mut seen = look_aside(volume, &progress).await?;
-    let mut made = plan(&volume.index(), &seen, link.incarnation);
-    if made.doubt == Some(Doubt::LookAgain) {
-        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
-        seen = look_aside(volume, &progress).await?;
-        made = plan(&volume.index(), &seen, link.incarnation);
-    }
-    outcome.files_seen = u64::try_from(seen.files.len()).unwrap_or(u64::MAX);
+) -> Result<(), String>
+where
+    P: Fn(ScanCounts) + Send + Sync + 'static,
+{
+    let (seen, made) = believed_look(volume, link, progress).await?;
+    outcome.counts.files_seen = u64::try_from(seen.files.len()).unwrap_or(u64::MAX);
     outcome.problems = seen.problems;
-    if let Some(Doubt::Refused(reason)) = made.doubt {
-        return Err(reason);
-    }
-    let told = tell(volume, link, made, outcome).await;
+    let (at, still) = (Arc::clone(volume), Arc::clone(waiting));
+    let sorted = tokio::task::spawn_blocking(move || {
+        let mut waiting = still.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = leave_unfinished(&at, made, &mut waiting, Instant::now());
+        let open = waiting
+            .open
+            .iter()
+            .map(|path| (path, "is open for writing; it is taken up when it is closed"));
+        let unsure = waiting.unsure.keys().map(|path| {
+            (path, "may still be written; it is taken up when it has stopped changing")
+        });
+        let problems: Vec<_> =
+            open.chain(unsure).map(|(path, why)| (path.to_string(), why.to_owned())).collect();
+        (made, problems)
+    });
+    let (made, unfinished) = sorted.await.map_err(|error| format!("the scan failed: {error}"))?;
+    outcome.problems.extend(unfinished);
+    let told = tell(volume, link, made, &mut outcome.counts, &**progress).await;
     if told.is_ok() && !seen.files.is_empty() {
         volume.index_mut().images_lie(seen.image_dir);
     }
@@ -98,9 +111,90 @@ async fn run(
     kept.map_err(|error| format!("cannot write the volume's index: {error}"))
 }
 
+/// A look, and what follows from it. Where so much seems gone that it is suspect, a later look at
+/// the same disk must have seen no more of it gone.
+async fn believed_look<P>(
+    volume: &Arc<Volume>,
+    link: &Link,
+    progress: &Arc<P>,
+) -> Result<(Seen, Plan), String>
+where
+    P: Fn(ScanCounts) + Send + Sync + 'static,
+{
+    let mut before: Option<(BTreeSet<VolumePath>, u64)> = None;
+    for _ in 0..LOOKS_MAX {
+        let seen = look_aside(volume, progress).await?;
+        let made = plan(&volume.index(), &seen, &volume.layout(), link.incarnation);
+        let gone = match &made.doubt {
+            Some(Doubt::Refused(reason)) => return Err(reason.clone()),
+            None => return Ok((seen, made)),
+            Some(Doubt::LookAgain(gone)) => gone.clone(),
+        };
+        if before.is_some_and(|(known, device)| gone.is_subset(&known) && device == seen.device) {
+            return Ok((seen, made));
+        }
+        let suspect = u64::try_from(gone.len()).unwrap_or(u64::MAX);
+        info!(volume = %volume.id, suspect, "many images seem gone; looking again");
+        let files_seen = u64::try_from(seen.files.len()).unwrap_or(u64::MAX);
+        progress(ScanCounts { files_seen, suspect, ..ScanCounts::default() });
+        before = Some((gone, seen.device));
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+    }
+    Err("more and more of its images seem gone; nothing is taken for deleted until that ends"
+        .to_owned())
+}
+
+/// Leaves out what may still be written: half of a file is not taken up, nor is the disk of a
+/// running machine.
+fn leave_unfinished(volume: &Volume, made: Plan, waiting: &mut Waiting, now: Instant) -> Plan {
+    let before = std::mem::take(waiting);
+    let mut finished = |difference: &Difference| {
+        let new = matches!(difference.event, FileEvent::Created | FileEvent::Updated);
+        // Told again to a catalogue that does not know it.
+        if !new || difference.image.is_some() {
+            return true;
+        }
+        let path = &difference.path;
+        let Some((writers, ctime_ns)) = look_for_writers(volume, path, difference.stamp) else {
+            // It changes at this moment.
+            waiting.open.insert(path.clone());
+            return false;
+        };
+        match writers {
+            Writers::None => true,
+            Writers::Some => {
+                waiting.open.insert(path.clone());
+                false
+            }
+            Writers::Unknown => {
+                let known = before.unsure.get(path).copied();
+                let same = known.filter(|it| (it.0, it.1) == (difference.stamp, ctime_ns));
+                let since = same.map_or(now, |(_, _, since)| since);
+                if now.duration_since(since) >= UNCHANGED_FOR {
+                    return true;
+                }
+                waiting.unsure.insert(path.clone(), (difference.stamp, ctime_ns, since));
+                false
+            }
+        }
+    };
+    let differences = made.differences.into_iter().filter(|it| finished(it)).collect();
+    Plan { differences, ..made }
+}
+
+/// `None` if the file is no longer as it was seen.
+fn look_for_writers(volume: &Volume, path: &VolumePath, seen: Stamp) -> Option<(Writers, i64)> {
+    let root = volume.root().ok()?;
+    let (file, stamp) = open_file(&root, path.as_str()).ok()?;
+    let stat = fstat(&file).ok()?;
+    let nanos = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
+    let ctime_ns = stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(nanos);
+    (stamp == seen).then(|| (writers::of(&file), ctime_ns))
+}
+
 async fn look_aside<P>(volume: &Arc<Volume>, progress: &Arc<P>) -> Result<Seen, String>
 where
-    P: Fn(u64) + Send + Sync + 'static,
+    P: Fn(ScanCounts) + Send + Sync + 'static,
 {
     let (at, progress) = (Arc::clone(volume), Arc::clone(progress));
     let walking = tokio::task::spawn_blocking(move || look(&at, &*progress));
@@ -124,39 +218,8 @@ async fn unless_silent<T>(
     }
 }
 
-/// Tells the catalogue, batch by batch, and takes what it made of each into the index.
-async fn tell(
-    volume: &Volume,
-    link: &mut Link,
-    plan: Plan,
-    outcome: &mut ScanOutcome,
-) -> Result<(), String> {
-    if plan.introduction.is_some() && !plan.differences.is_empty() {
-        volume.index_mut().begin_introduction();
-    }
-    for batch in plan.differences.chunks(FILE_CHANGES_MAX) {
-        let events = batch.iter().map(told).map(Into::into).collect();
-        let ids = report(volume, link, events, None).await?;
-        confirm(&mut volume.index_mut(), batch, &ids)?;
-        count(outcome, batch);
-    }
-    match plan.introduction {
-        None | Some(Ending::Open) => return Ok(()),
-        Some(Ending::Everything(paths)) => {
-            let everything = Some(paths.into_iter().collect());
-            report(volume, link, Vec::new(), everything).await?;
-        }
-        Some(Ending::TooMany) => warn!(
-            volume = %volume.id,
-            "too many files to tell the catalogue all at once; it may keep some that are gone"
-        ),
-    }
-    volume.index_mut().end_introduction(link.incarnation);
-    Ok(())
-}
-
 /// Walks between two looks at the marker: a disk unmounted meanwhile invalidates what was seen.
-fn look(volume: &Volume, progress: &impl Fn(u64)) -> Result<Seen, String> {
+fn look(volume: &Volume, progress: &impl Fn(ScanCounts)) -> Result<Seen, String> {
     let online = || match volume.look().state {
         VolumeState::Online(_) => Ok(()),
         VolumeState::Offline(reason) => Err(format!("the volume is offline: {reason}")),
@@ -164,9 +227,9 @@ fn look(volume: &Volume, progress: &impl Fn(u64)) -> Result<Seen, String> {
     online()?;
     let root = volume.root()?;
     let mut told = Instant::now();
-    let seen = walk(&root, |count| {
+    let seen = walk(&root, &volume.layout(), |files_seen| {
         if told.elapsed() >= PROGRESS_EVERY {
-            progress(count);
+            progress(ScanCounts { files_seen, ..ScanCounts::default() });
             told = Instant::now();
         }
     });
@@ -175,172 +238,9 @@ fn look(volume: &Volume, progress: &impl Fn(u64)) -> Result<Seen, String> {
     Ok(seen)
 }
 
-fn count(outcome: &mut ScanOutcome, batch: &[Difference]) {
-    for difference in batch {
-        match difference.event {
-            // Introduced anew, not found: it was known all along.
-            FileEvent::Created if difference.image.is_some() => {}
-            FileEvent::Created => outcome.created += 1,
-            FileEvent::Updated | FileEvent::Moved => outcome.updated += 1,
-            FileEvent::Deleted => outcome.deleted += 1,
-        }
-    }
-}
-
-/// Reports to the catalogue; returns the image of each event's file.
-async fn report(
-    volume: &Volume,
-    link: &mut Link,
-    events: Vec<pb::ImageEvent>,
-    everything: Option<pb::VolumePaths>,
-) -> Result<Vec<ImageId>, String> {
-    let mut request = tonic::Request::new(pb::NotifyImageChangesRequest {
-        node_id: link.node.into(),
-        volume_id: volume.id.into(),
-        events,
-        everything,
-    });
-    request.set_timeout(REPORT_DEADLINE);
-    let reply = link
-        .client
-        .notify_image_changes(request)
-        .await
-        .map_err(|status| format!("the catalogue refused the report: {}", Refusal::from(status)))?
-        .into_inner();
-    let ids = reply.image_ids.iter().map(|id| ImageId::try_from(&**id));
-    ids.collect::<Result<_, _>>().map_err(|error| format!("the catalogue's answer: {error}"))
-}
-
-/// Takes a batch that the catalogue confirmed into the index.
-fn confirm(index: &mut Index, batch: &[Difference], ids: &[ImageId]) -> Result<(), String> {
-    if batch.len() != ids.len() {
-        let (asked, got) = (batch.len(), ids.len());
-        return Err(format!("the catalogue answered for {got} files when told of {asked}"));
-    }
-    for (difference, image) in batch.iter().zip(ids) {
-        if let Some(from) = &difference.from {
-            index.remove(from);
-        }
-        if difference.event == FileEvent::Deleted {
-            index.remove(&difference.path);
-        } else {
-            let known = Known { image: *image, stamp: difference.stamp };
-            index.insert(difference.path.clone(), known);
-        }
-    }
-    Ok(())
-}
-
-/// A difference in the words of a report.
-fn told(difference: &Difference) -> FileChange {
-    let name = difference.path.file_name();
-    let file = FoundFile {
-        image: difference.image.unwrap_or_else(|| ImageId::mint(clock::now())),
-        path: difference.path.clone(),
-        stamp: difference.stamp,
-        // An upload may have any name.
-        format: ImageFormat::of_name(name).unwrap_or(ImageFormat::Img),
-        os: identify_by_name(name),
-        folder: folder_hint(&difference.path),
-    };
-    FileChange { event: difference.event, file }
-}
-
-/// The folder that a file's sub-directory asks for; below the fifth level the rest joins it.
-fn folder_hint(path: &VolumePath) -> Option<FolderPath> {
-    let below = path.as_str().strip_prefix(IMAGE_DIR)?.strip_prefix('/')?;
-    let (dirs, _) = below.rsplit_once('/')?;
-    let names = dirs.split('/').take(FOLDER_DEPTH_MAX).map(EntryName::parse);
-    FolderPath::from_names(names.collect::<Result<_, _>>().ok()?).ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use isotope_proto::image::Stamp;
-
     use super::*;
-
-    #[test]
-    fn sub_directories_become_folders() {
-        for (path, folder) in [
-            ("iso/a.iso", None),
-            ("iso/linux/a.iso", Some("/linux")),
-            ("iso/1/2/3/4/5/a.iso", Some("/1/2/3/4/5")),
-            ("iso/1/2/3/4/5/6/7/a.iso", Some("/1/2/3/4/5")),
-        ] {
-            let path = VolumePath::parse(path).expect("a path");
-            assert_eq!(folder_hint(&path).map(|it| it.to_string()).as_deref(), folder, "{path}");
-        }
-    }
-
-    fn difference(event: FileEvent, path: &str, n: u8) -> Difference {
-        Difference {
-            event,
-            path: VolumePath::parse(path).expect("a path"),
-            stamp: Stamp { inode: n.into(), size_bytes: 1, mtime_ns: 1 },
-            image: None,
-            from: None,
-        }
-    }
-
-    #[test]
-    fn every_difference_is_told_and_confirmed_under_its_own_id() {
-        // An upload's name need not be an image's; left out, it would shift the ids behind it.
-        let batch = [
-            difference(FileEvent::Created, "iso/noext", 1),
-            difference(FileEvent::Created, "iso/a.iso", 2),
-        ];
-        let told: Vec<_> = batch.iter().map(told).collect();
-        assert_eq!(told.len(), 2);
-        assert_eq!(told[0].file.format, ImageFormat::Img);
-        let ids: Vec<_> = told.iter().map(|change| change.file.image).collect();
-        let mut index = Index::default();
-        confirm(&mut index, &batch, &ids).expect("confirmed");
-        let at = |id| index.locate(id).map(|(path, _)| path.as_str());
-        assert_eq!(
-            ids.iter().map(|id| at(*id)).collect::<Vec<_>>(),
-            [Some("iso/noext"), Some("iso/a.iso")]
-        );
-        assert!(confirm(&mut index, &batch, &ids[1..]).is_err(), "one answer for two");
-    }
-
-    #[test]
-    fn what_is_only_told_again_is_no_discovery() {
-        let new = difference(FileEvent::Created, "iso/new.iso", 1);
-        let known = Difference { image: Some(ImageId::from_bytes([7; 16])), ..new.clone() };
-        let mut outcome = ScanOutcome::default();
-        count(&mut outcome, &[new, known]);
-        assert_eq!(outcome.created, 1);
-    }
-
-    #[test]
-    fn an_interrupted_introduction_keeps_ids_and_bytes() {
-        let (old, new) = (Incarnation::from_bytes([1; 16]), Incarnation::from_bytes([2; 16]));
-        let mut index = Index::default();
-        let files = ["iso/a.iso", "iso/b.iso"].map(|it| difference(FileEvent::Created, it, 1));
-        let files = [
-            files[0].clone(),
-            Difference { stamp: Stamp { inode: 2, ..files[1].stamp }, ..files[1].clone() },
-        ];
-        let ids = [ImageId::from_bytes([7; 16]), ImageId::from_bytes([8; 16])];
-        confirm(&mut index, &files, &ids).expect("confirmed");
-        index.end_introduction(old);
-        let seen = Seen {
-            files: files.iter().map(|it| (it.path.clone(), it.stamp)).collect(),
-            ..Seen::default()
-        };
-        // One of two files was confirmed when the connection broke.
-        let made = plan(&index, &seen, new);
-        index.begin_introduction();
-        confirm(&mut index, &made.differences[..1], &ids[..1]).expect("confirmed");
-        assert!(ids.iter().all(|id| index.locate(*id).is_some()), "both are served");
-        for catalog in [old, new] {
-            let again = plan(&index, &seen, catalog);
-            let proposed: Vec<_> = again.differences.iter().filter_map(|it| it.image).collect();
-            assert_eq!(proposed, ids, "told anew, under the same ids");
-            assert!(again.introduction.is_some());
-        }
-    }
 
     #[tokio::test]
     async fn a_walk_of_a_silent_directory_is_given_up() {

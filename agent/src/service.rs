@@ -1,10 +1,13 @@
-//! The agent's gRPC service: decode, call, encode.
+//! The agent's gRPC services: decode, call, encode.
+
+mod host;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use isotope_proto::id::{ImageId, NodeId, VolumeId};
 use isotope_proto::pb::content_service_server::{ContentService, ContentServiceServer};
+use isotope_proto::pb::host_service_server::HostServiceServer;
 use isotope_proto::pb::stage_service_server::{StageService, StageServiceServer};
 use isotope_proto::pb::{
     ReadChunk, ReadRequest, StageData, StageDone, StageReply, StageRequest, StageSync, stage_reply,
@@ -20,9 +23,11 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::content;
+use crate::host::Host;
 use crate::passing::Passing;
 use crate::stage::Staged;
-use crate::{Volumes, content};
+use crate::volumes::Volumes;
 
 /// How long open reads get to end after a stop was asked for.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -36,8 +41,9 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const WRITES_AHEAD: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-pub(crate) fn server(volumes: Volumes, node: NodeId, passing: Arc<Passing>) -> Router {
-    let stage = StageServiceServer::new(Stage { volumes: Arc::clone(&volumes), node, passing });
+pub(crate) fn server(shared: Host, passing: Arc<Passing>) -> Router {
+    let Host { volumes, node, .. } = shared.clone();
+    let stage = StageServiceServer::new(Stage { volumes: volumes.clone(), node, passing });
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -45,6 +51,7 @@ pub(crate) fn server(volumes: Volumes, node: NodeId, passing: Arc<Passing>) -> R
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(ContentServiceServer::new(Content { volumes, node }))
+        .add_service(HostServiceServer::new(host::Hosts(shared)))
         .add_service(stage.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
@@ -67,10 +74,10 @@ impl ContentService for Content {
         let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
         let range = ByteRange::new(request.offset_bytes, request.length_bytes)
             .ok_or_else(|| Refusal::new(Reason::OutOfRange, "the range is no range"))?;
-        let volume = self.volumes.get(&volume).ok_or_else(|| {
+        let volume = self.volumes.get(volume).ok_or_else(|| {
             Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
         })?;
-        let pieces = content::read(Arc::clone(volume), self.node, image, range).await?;
+        let pieces = content::read(volume, self.node, image, range).await?;
         let chunk = |piece: Result<_, Refusal>| Ok(ReadChunk { data: piece? });
         Ok(Response::new(Box::pin(ReceiverStream::new(pieces).map(chunk))))
     }
@@ -97,7 +104,7 @@ impl StageService for Stage {
         };
         let image = ImageId::try_from(&*open.image_id).map_err(Malformed::from)?;
         let volume = VolumeId::try_from(&*open.volume_id).map_err(Malformed::from)?;
-        let volume = self.volumes.get(&volume).cloned().ok_or_else(|| {
+        let volume = self.volumes.get(volume).ok_or_else(|| {
             Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
         })?;
         let node = self.node;

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use isotope_proto::VERSION;
 use isotope_proto::cluster::Node;
-use isotope_proto::crash_point;
-use isotope_proto::id::{BootId, Incarnation, NodeId, ScanId, VolumeId};
+use isotope_proto::id::{BootId, Incarnation, LeaseId, NodeId, ScanId, VolumeId};
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
-use isotope_proto::pb::{self, agent_message::Message, catalog_message, scan_update};
+use isotope_proto::pb::{self, agent_message::Message, catalog_message};
 use isotope_proto::refusal::Refusal;
 use isotope_proto::report::{Hello, OfferedVolume, ScanOutcome};
 use isotope_proto::upload::FileTask;
@@ -23,10 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
-use crate::lookout::{Offers, look_out};
-use crate::scan::{Link, scan};
+use crate::hints::Hint;
+use crate::lookout::{Lookouts, Offers};
+use crate::stage;
+use crate::tell::Link;
 use crate::volume::Volume;
-use crate::{Volumes, stage, tasks};
+use crate::volumes::Volumes;
+use crate::worker::{self, Catalog, Keeping, Orders, ended};
 
 /// The catalogue takes an agent for gone after five of these without a word.
 const PING: Duration = Duration::from_secs(1);
@@ -42,36 +44,21 @@ const RETRY_MAX: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Messages waiting for the catalogue.
 const MESSAGES_MAX: usize = 64;
-/// Jobs waiting for one volume. Of scans, one that runs may have passed a new file already, and the
-/// next one has not begun; tasks that find no room are sent again.
-const JOBS_MAX: usize = 16;
 
 pub(crate) struct Session {
     pub(crate) node: Node,
     pub(crate) boot: BootId,
     pub(crate) volumes: Volumes,
     pub(crate) catalog: Endpoint,
+    /// Somebody asks for a session now.
+    pub(crate) wake: Arc<tokio::sync::Notify>,
     pub(crate) stop: CancellationToken,
 }
 
-/// Something to do with a volume; these never overlap.
-enum Job {
-    Scan(ScanRequest),
-    Tasks { tasks: Vec<FileTask>, link: Link },
-}
-
-/// A scan to be made; without an id when nobody waits for it.
-struct ScanRequest {
-    scan: Option<ScanId>,
-    link: Link,
-    messages: mpsc::Sender<pb::AgentMessage>,
-}
-
-type Workers = HashMap<VolumeId, mpsc::Sender<Job>>;
-
 /// What outlives a connection.
 struct Kept {
-    workers: Workers,
+    workers: HashMap<VolumeId, Orders>,
+    lookouts: Lookouts,
     offers: watch::Receiver<Offers>,
     /// The last sweep of each volume; one that waits for its disk is not joined by another.
     sweeps: HashMap<VolumeId, JoinHandle<()>>,
@@ -79,22 +66,47 @@ struct Kept {
     wait: Duration,
 }
 
+impl Kept {
+    /// Works on the volumes that there are now, and on no others.
+    fn follow(&mut self, volumes: &Volumes, node: NodeId) {
+        let all = volumes.all();
+        for volume in &all {
+            self.workers.entry(volume.id).or_insert_with(|| {
+                self.lookouts.add(Arc::clone(volume));
+                worker::begin(Arc::clone(volume), node)
+            });
+        }
+        let is_there = |id: &VolumeId| all.iter().any(|volume| volume.id == *id);
+        self.workers.retain(|id, _| is_there(id));
+        self.sweeps.retain(|id, _| is_there(id));
+        self.lookouts.retain(is_there);
+    }
+
+    /// The session has ended: nobody gave this agent anything to keep.
+    fn release_all(&mut self, volumes: &Volumes) {
+        for volume in volumes.all() {
+            volume.let_go();
+        }
+        for orders in self.workers.values() {
+            orders.keeping.send_replace(None);
+        }
+    }
+}
+
 impl Session {
     /// Until stopped: connect, talk, and when the connection is lost connect again.
     pub(crate) async fn run(self) {
-        let worker = |(id, volume): (&VolumeId, &Arc<Volume>)| {
-            let (requests, queue) = mpsc::channel(JOBS_MAX);
-            tokio::spawn(work_in_turn(Arc::clone(volume), self.node.id, queue));
-            (*id, requests)
-        };
+        let (lookouts, offers) = Lookouts::begin();
         let mut kept = Kept {
-            workers: self.volumes.iter().map(worker).collect(),
-            offers: look_out(&self.volumes),
+            workers: HashMap::new(),
+            lookouts,
+            offers,
             sweeps: HashMap::new(),
             wait: RETRY_MIN,
         };
+        kept.follow(&self.volumes, self.node.id);
         // The catalogue is to hear of all of them at once. Each is found or given up in time.
-        let all = self.volumes.len();
+        let all = kept.workers.len();
         let _ = kept.offers.wait_for(|offers| offers.len() == all).await;
         let mut reported = String::new();
         while !self.stop.is_cancelled() {
@@ -107,8 +119,10 @@ impl Session {
                 }
                 Err(_) => {}
             }
+            kept.release_all(&self.volumes);
             tokio::select! {
                 () = tokio::time::sleep(kept.wait) => {}
+                () = self.wake.notified() => {}
                 () = self.stop.cancelled() => {}
             }
             kept.wait = (kept.wait * 2).min(RETRY_MAX);
@@ -143,7 +157,8 @@ impl Session {
         // The channel is new and has room.
         let _ = messages.try_send(message(Message::Hello(hello.into())));
         let mut inbound = client.session(ReceiverStream::new(outbound)).await?.into_inner();
-        let mut talk = Talk { session: self, client, messages, offered, link: None };
+        let mut talk = Talk { session: self, client, messages, offered, incarnation: None };
+        let mut volumes = self.volumes.changed();
         let (mut ping, mut sweeping) = (interval(PING), interval(SWEEP));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -160,6 +175,7 @@ impl Session {
                     talk.offer(kept);
                 }
                 Ok(()) = kept.offers.changed() => talk.offer(kept),
+                Ok(()) = volumes.changed() => kept.follow(&self.volumes, self.node.id),
                 _ = sweeping.tick() => talk.sweep(kept),
                 () = self.stop.cancelled() => return Ok(()),
             }
@@ -175,8 +191,8 @@ struct Talk<'a> {
     messages: mpsc::Sender<pb::AgentMessage>,
     /// What the catalogue was last told of the volumes.
     offered: Vec<OfferedVolume>,
-    /// Since it welcomed us.
-    link: Option<Link>,
+    /// Of the catalogue that welcomed us.
+    incarnation: Option<Incarnation>,
 }
 
 impl Talk<'_> {
@@ -187,15 +203,20 @@ impl Talk<'_> {
                     Incarnation::try_from(&*welcome.incarnation).map_err(Malformed::from)?;
                 info!(catalog = %self.session.catalog.uri(), "connected to the catalogue");
                 kept.wait = RETRY_MIN;
-                let (client, node) = (self.client.clone(), self.session.node.id);
-                let link = Link { client, incarnation, node };
-                for requests in kept.workers.values() {
-                    let (link, messages) = (link.clone(), self.messages.clone());
-                    // Full: scans are waiting that will see the same.
-                    let _ =
-                        requests.try_send(Job::Scan(ScanRequest { scan: None, link, messages }));
+                self.incarnation = Some(incarnation);
+            }
+            catalog_message::Message::Keep(keep) => {
+                let volume = VolumeId::try_from(&*keep.volume_id).map_err(Malformed::from)?;
+                let lease = LeaseId::try_from(&*keep.lease_id).map_err(Malformed::from)?;
+                self.keep(kept, volume, lease);
+            }
+            catalog_message::Message::Release(release) => {
+                let volume = VolumeId::try_from(&*release.volume_id).map_err(Malformed::from)?;
+                if let Some(orders) = kept.workers.get(&volume) {
+                    info!(%volume, "another agent keeps the volume");
+                    orders.keeping.send_replace(None);
                 }
-                self.link = Some(link);
+                self.session.volumes.get(volume).iter().for_each(|volume| volume.let_go());
             }
             catalog_message::Message::StartScan(start) => {
                 let scan = ScanId::try_from(&*start.scan_id).map_err(Malformed::from)?;
@@ -211,29 +232,53 @@ impl Talk<'_> {
             catalog_message::Message::Tasks(tasks) => {
                 let volume = VolumeId::try_from(&*tasks.volume_id).map_err(Malformed::from)?;
                 let tasks = Vec::<FileTask>::try_from(tasks)?;
-                if let (Some(jobs), Some(link)) = (kept.workers.get(&volume), self.link.clone()) {
+                if let Some(orders) = kept.workers.get(&volume) {
                     // Full: they are sent again.
-                    let _ = jobs.try_send(Job::Tasks { tasks, link });
+                    let _ = orders.tasks.try_send((tasks, self.client.clone()));
                 }
             }
         }
         Ok(())
     }
 
-    fn ask(&self, workers: &Workers, scan: ScanId, volume: VolumeId) -> Result<(), String> {
+    /// This agent keeps a volume from now on: it looks what has changed since somebody last did.
+    fn keep(&self, kept: &Kept, id: VolumeId, lease: LeaseId) {
+        let (Some(volume), Some(orders), Some(incarnation)) =
+            (self.session.volumes.get(id), kept.workers.get(&id), self.incarnation)
+        else {
+            return;
+        };
+        info!(volume = %id, pool = volume.pool_name, "this agent keeps the volume");
+        let (client, node) = (self.client.clone(), self.session.node.id);
+        let link = Link { client, incarnation, node, lease };
+        let keeping = Keeping { link, messages: self.messages.clone() };
+        let (sender, hints) = (orders.keeping.clone(), Arc::clone(&orders.hints));
+        // The index of whoever kept it before is read from the disk.
+        tokio::task::spawn_blocking(move || {
+            volume.keep();
+            sender.send_replace(Some(keeping));
+            hints.hear(Hint::Lost);
+        });
+    }
+
+    fn ask(
+        &self,
+        workers: &HashMap<VolumeId, Orders>,
+        scan: ScanId,
+        volume: VolumeId,
+    ) -> Result<(), String> {
         let no_volume = "this node does not have the volume";
-        let requests = workers.get(&volume).ok_or(no_volume)?;
-        if self.session.volumes.get(&volume).ok_or(no_volume)?.is_silent() {
+        let orders = workers.get(&volume).ok_or(no_volume)?;
+        if self.session.volumes.get(volume).ok_or(no_volume)?.is_silent() {
             return Err("the volume's directory does not answer".to_owned());
         }
-        let link = self.link.as_ref().ok_or("the session has not begun")?.clone();
-        let request = ScanRequest { scan: Some(scan), link, messages: self.messages.clone() };
-        requests
-            .try_send(Job::Scan(request))
+        orders
+            .scans
+            .try_send((scan, self.messages.clone()))
             .map_err(|_| "too many scans of the volume are waiting".to_owned())
     }
 
-    /// Tells what the volumes are now, and scans those that came back.
+    /// Tells what the volumes are now, and looks at those that came back.
     fn offer(&mut self, kept: &mut Kept) {
         let now: Vec<_> = kept.offers.borrow_and_update().values().cloned().collect();
         let before = self.offered.clone();
@@ -241,19 +286,19 @@ impl Talk<'_> {
             return;
         }
         for volume in came_back(&before, &self.offered) {
-            if let (Some(requests), Some(link)) = (kept.workers.get(&volume), self.link.clone()) {
-                let messages = self.messages.clone();
-                let _ = requests.try_send(Job::Scan(ScanRequest { scan: None, link, messages }));
-            }
+            kept.workers.get(&volume).iter().for_each(|orders| orders.hints.hear(Hint::Lost));
         }
     }
 
     fn sweep(&self, kept: &mut Kept) {
-        let Some(link) = &self.link else { return };
-        for (id, volume) in self.session.volumes.iter() {
-            if kept.sweeps.get(id).is_none_or(JoinHandle::is_finished) {
-                let sweep = sweep(Arc::clone(volume), self.session.node.id, link.clone());
-                kept.sweeps.insert(*id, tokio::spawn(sweep));
+        if self.incarnation.is_none() {
+            return;
+        }
+        for volume in self.session.volumes.all() {
+            let id = volume.id;
+            if kept.sweeps.get(&id).is_none_or(JoinHandle::is_finished) {
+                let sweep = sweep(volume, self.session.node.id, self.client.clone());
+                kept.sweeps.insert(id, tokio::spawn(sweep));
             }
         }
     }
@@ -287,66 +332,13 @@ fn came_back(before: &[OfferedVolume], now: &[OfferedVolume]) -> Vec<VolumeId> {
     back.map(|volume| volume.id).collect()
 }
 
-fn message(message: Message) -> pb::AgentMessage {
+pub(crate) fn message(message: Message) -> pb::AgentMessage {
     pb::AgentMessage { message: Some(message) }
-}
-
-fn ended(scan: ScanId, volume: VolumeId, outcome: ScanOutcome) -> pb::AgentMessage {
-    update(scan, volume, scan_update::Update::Result(outcome.into()))
-}
-
-fn update(scan: ScanId, volume: VolumeId, update: scan_update::Update) -> pb::AgentMessage {
-    let (scan_id, volume_id) = (scan.into(), volume.into());
-    message(Message::Scan(pb::ScanUpdate { scan_id, volume_id, update: Some(update) }))
-}
-
-/// Jobs of one volume never overlap: a scan would take a file that is being moved for two.
-async fn work_in_turn(volume: Arc<Volume>, node: NodeId, mut queue: mpsc::Receiver<Job>) {
-    while let Some(job) = queue.recv().await {
-        match job {
-            Job::Scan(request) => run_scan(&volume, request).await,
-            Job::Tasks { tasks, link } => run_tasks(&volume, node, tasks, link).await,
-        }
-    }
-}
-
-async fn run_scan(volume: &Arc<Volume>, request: ScanRequest) {
-    let ScanRequest { scan: id, link, messages } = request;
-    let (progress, at) = (messages.clone(), volume.id);
-    let tell = move |count| {
-        if let Some(id) = id {
-            // Progress that finds no room is old by the time there is some.
-            let _ = progress.try_send(update(id, at, scan_update::Update::FilesSeen(count)));
-        }
-    };
-    let outcome = scan(Arc::clone(volume), link, tell).await;
-    if let Some(id) = id {
-        // Nobody is left to hear it when the session has ended.
-        let _ = messages.send(ended(id, volume.id, outcome)).await;
-    }
-}
-
-/// Not reported is sent again, and found done.
-async fn run_tasks(volume: &Arc<Volume>, node: NodeId, tasks: Vec<FileTask>, mut link: Link) {
-    let at = Arc::clone(volume);
-    let done = tokio::task::spawn_blocking(move || tasks::carry_out(&at, node, tasks)).await;
-    let done: Vec<_> = done.unwrap_or_default().into_iter().map(Into::into).collect();
-    if done.is_empty() {
-        return;
-    }
-    let mut report =
-        tonic::Request::new(pb::ReportTasksRequest { volume_id: volume.id.into(), done });
-    report.set_timeout(REPORT_MAX);
-    let reported = link.client.report_tasks(report).await;
-    crash_point!("agent.tasks.reported");
-    if let Err(status) = reported {
-        warn!(volume = %volume.id, reason = %Refusal::from(status), "finished tasks could not be reported; they are asked for again");
-    }
 }
 
 /// Writes the index; asks of staged files that nobody is writing whether they are still wanted,
 /// and removes those that are not: their writers gave up, or died.
-async fn sweep(volume: Arc<Volume>, node: NodeId, mut link: Link) {
+async fn sweep(volume: Arc<Volume>, node: NodeId, mut catalog: Catalog) {
     let at = Arc::clone(&volume);
     let left = tokio::task::spawn_blocking(move || {
         if let Err(error) = at.save_index() {
@@ -361,7 +353,7 @@ async fn sweep(volume: Arc<Volume>, node: NodeId, mut link: Link) {
     let image_ids = left.iter().copied().map(Into::into).collect();
     let mut request = tonic::Request::new(pb::CheckUploadsRequest { image_ids });
     request.set_timeout(REPORT_MAX);
-    let Ok(reply) = link.client.check_uploads(request).await else { return };
+    let Ok(reply) = catalog.check_uploads(request).await else { return };
     let wanted = reply.into_inner().wanted_ids;
     let unwanted: Vec<_> =
         left.into_iter().filter(|image| !wanted.contains(&(*image).into())).collect();

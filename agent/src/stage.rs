@@ -23,7 +23,7 @@ use tracing::warn;
 
 use crate::identify::identify_by_name;
 use crate::marker::SIDECAR_DIR;
-use crate::volume::{IMAGE_DIR, Volume, open_beneath, open_file, stamp_of};
+use crate::volume::{Volume, open_beneath, open_file, stamp_of};
 use crate::writeback::Writeback;
 
 /// Ends the name of the file beside a staged one that says it is whole.
@@ -194,7 +194,7 @@ impl Staged {
         self.volume.index_mut().put_aside(self.image, VolumePath::parse(&at)?, stamp);
         Ok(Sealed {
             stamp,
-            path: VolumePath::parse(&format!("{IMAGE_DIR}/{name}"))?,
+            path: VolumePath::parse(&format!("{}/{name}", self.volume.layout().image_dir()))?,
             // What has no such name is an image all the same: it was stored as one.
             format: ImageFormat::of_name(filename).unwrap_or(ImageFormat::Img),
             os: identify_by_name(filename),

@@ -300,7 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let volume = volume(dir.path());
         let (path, stamp) = staged(&volume, b"bytes");
-        let index = dir.path().join(".isotope/index.json");
+        let index = dir.path().join(".isotope/index.jsonl");
         let moving = volume.moving();
         std::thread::scope(|scope| {
             let saved = scope.spawn(|| volume.save_index());

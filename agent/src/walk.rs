@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use isotope_proto::image::{ImageFormat, Stamp};
+use isotope_proto::image::Stamp;
 use isotope_proto::name::{EntryName, VolumePath};
 use rustix::fs::{AtFlags, Dir, FileType, OFlags, fstat, statat};
 use rustix::io::Errno;
 
-use crate::volume::{IMAGE_DIR, open_beneath, stamp_of};
+use crate::layout::Layout;
+use crate::volume::{open_beneath, stamp_of};
 
 /// Levels of sub-directories walked; deeper ones are reported.
 const DEPTH_MAX: usize = 32;
@@ -29,15 +30,26 @@ pub(crate) enum ImageDir {
     Apart,
 }
 
+/// A file that would not be adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Other {
+    pub(crate) stamp: Stamp,
+    pub(crate) has_image_name: bool,
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) files: BTreeMap<VolumePath, Stamp>,
     /// Files that are there but would not be adopted: hard-linked, hidden, without an image's
     /// name. One that is known stays known.
-    pub(crate) others: BTreeMap<VolumePath, Stamp>,
+    pub(crate) others: BTreeMap<VolumePath, Other>,
     /// What could not be looked at, mostly directories. What is known there counts as there.
     pub(crate) unseen: BTreeSet<String>,
     pub(crate) image_dir: ImageDir,
+    /// Of the images' directory, while this host runs.
+    pub(crate) device: u64,
+    /// Of the images' directory; 0 if there is none.
+    pub(crate) inode: u64,
     /// Path and reason.
     pub(crate) problems: Vec<(String, String)>,
     pub(crate) problems_more: usize,
@@ -66,38 +78,36 @@ impl Seen {
     }
 }
 
-/// Whether a file of that name is taken for an image. Hidden ones are other tools' unfinished
-/// files.
-pub(crate) fn is_image_name(name: &str) -> bool {
-    !name.starts_with('.') && ImageFormat::of_name(name).is_some()
-}
-
 /// Walks the images of a volume. `progress` is told the number of files seen so far.
-pub(crate) fn walk(root: &OwnedFd, progress: impl FnMut(u64)) -> io::Result<Seen> {
+pub(crate) fn walk(root: &OwnedFd, layout: &Layout, progress: impl FnMut(u64)) -> io::Result<Seen> {
     let open = |path: &str| open_beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY);
-    walk_by(open, fstat(root)?.st_dev, progress)
+    walk_by(open, layout, fstat(root)?.st_dev, progress)
 }
 
 /// Paths wait, not open directories: a volume may have more of them than a process may open.
 fn walk_by(
     open: impl Fn(&str) -> rustix::io::Result<OwnedFd>,
+    layout: &Layout,
     root_device: u64,
     mut progress: impl FnMut(u64),
 ) -> io::Result<Seen> {
     let mut seen = Seen::default();
-    let device = match open(IMAGE_DIR) {
-        Ok(dir) => fstat(&dir)?.st_dev,
+    let image_dir = layout.image_dir();
+    let (device, inode) = match open(image_dir) {
+        Ok(dir) => fstat(&dir).map(|stat| (stat.st_dev, stat.st_ino))?,
         // A pool that nothing was put into yet, or a disk that is not there: the caller knows.
         Err(Errno::NOENT) => return Ok(seen),
         Err(error) => return Err(error.into()),
     };
+    (seen.device, seen.inode) = (device, inode);
     seen.image_dir = if device == root_device { ImageDir::Within } else { ImageDir::Apart };
-    let mut pending = vec![(IMAGE_DIR.to_owned(), 0)];
+    let meet = Meet { layout, device };
+    let mut pending = vec![(image_dir.to_owned(), 0)];
     while let Some((path, depth)) = pending.pop() {
         let listed = open(&path).map_err(io::Error::from).and_then(|dir| Ok((names(&dir)?, dir)));
         let (names, dir) = match listed {
             Ok(listed) => listed,
-            Err(error) if path == IMAGE_DIR => return Err(error),
+            Err(error) if path == image_dir => return Err(error),
             // Renamed or removed since it was met: the next look tells which.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 seen.unseen.insert(path);
@@ -109,7 +119,7 @@ fn walk_by(
             }
         };
         for name in names {
-            if let Some(below) = meet(&mut seen, &dir, device, &path, &name) {
+            if let Some(below) = meet.one(&mut seen, &dir, &path, &name) {
                 if depth == DEPTH_MAX {
                     seen.problem(&below, "lies too deep to be walked");
                 } else {
@@ -126,67 +136,79 @@ fn walk_by(
     }
     if seen.problems_more > 0 {
         let more = format!("and {} more", seen.problems_more);
-        seen.problems.push((IMAGE_DIR.to_owned(), more));
+        seen.problems.push((image_dir.to_owned(), more));
     }
     Ok(seen)
 }
 
-/// Takes note of one name in a directory; returns the path of a directory to be walked.
-fn meet(seen: &mut Seen, dir: &OwnedFd, device: u64, path: &str, name: &[u8]) -> Option<String> {
-    let Ok(name) = std::str::from_utf8(name) else {
-        // Hidden files are nobody's business, whatever they are called.
-        if !name.starts_with(b".") {
-            let shown = String::from_utf8_lossy(name);
-            seen.problem(&format!("{path}/{shown}"), "its name is not UTF-8");
-        }
-        return None;
-    };
-    let at = format!("{path}/{name}");
-    let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => stat,
-        // Gone since the directory was read.
-        Err(Errno::NOENT) => return None,
-        Err(error) => {
-            seen.unseen(&at, format!("cannot be looked at: {error}"));
-            return None;
-        }
-    };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory if name.starts_with('.') => {}
-        FileType::Directory if stat.st_dev != device => {
-            // It covers what lay there before.
-            seen.unseen(&at, "another file system is mounted here; add it as a pool of its own");
-        }
-        FileType::Directory => return Some(at),
-        FileType::RegularFile => meet_file(seen, name, at, &stat),
-        _ if !is_image_name(name) => {}
-        FileType::Symlink => seen.problem(&at, "is a symbolic link; they are not followed"),
-        _ => seen.problem(&at, "is not a regular file"),
-    }
-    None
+/// What a walk goes by.
+struct Meet<'a> {
+    layout: &'a Layout,
+    /// Of the images' directory; what is mounted below it is another volume's business.
+    device: u64,
 }
 
-fn meet_file(seen: &mut Seen, name: &str, at: String, stat: &rustix::fs::Stat) {
-    let taken = is_image_name(name);
-    let path = match EntryName::parse(name).and_then(|_| VolumePath::parse(&at)) {
-        Ok(path) => path,
-        Err(error) => {
-            if taken {
-                seen.problem(&at, error.to_string());
+impl Meet<'_> {
+    /// Takes note of one name in a directory; returns the path of a directory to be walked.
+    fn one(&self, seen: &mut Seen, dir: &OwnedFd, path: &str, name: &[u8]) -> Option<String> {
+        let Ok(name) = std::str::from_utf8(name) else {
+            // Hidden files are nobody's business, whatever they are called.
+            if !name.starts_with(b".") {
+                let shown = String::from_utf8_lossy(name);
+                seen.problem(&format!("{path}/{shown}"), "its name is not UTF-8");
             }
+            return None;
+        };
+        let at = format!("{path}/{name}");
+        let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // Gone since the directory was read.
+            Err(Errno::NOENT) => return None,
+            Err(error) => {
+                seen.unseen(&at, format!("cannot be looked at: {error}"));
+                return None;
+            }
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory if name.starts_with('.') => {}
+            FileType::Directory if stat.st_dev != self.device => {
+                // It covers what lay there before.
+                seen.unseen(
+                    &at,
+                    "another file system is mounted here; add it as a pool of its own",
+                );
+            }
+            FileType::Directory => return Some(at),
+            FileType::RegularFile => self.file(seen, name, at, &stat),
+            _ if !self.layout.takes(name) => {}
+            FileType::Symlink => seen.problem(&at, "is a symbolic link; they are not followed"),
+            _ => seen.problem(&at, "is not a regular file"),
+        }
+        None
+    }
+
+    fn file(&self, seen: &mut Seen, name: &str, at: String, stat: &rustix::fs::Stat) {
+        let taken = self.layout.takes(name);
+        let path = match EntryName::parse(name).and_then(|_| VolumePath::parse(&at)) {
+            Ok(path) => path,
+            Err(error) => {
+                if taken {
+                    seen.problem(&at, error.to_string());
+                }
+                return;
+            }
+        };
+        if taken && stat.st_nlink == 1 {
+            seen.files.insert(path, stamp_of(stat));
             return;
         }
-    };
-    if taken && stat.st_nlink == 1 {
-        seen.files.insert(path, stamp_of(stat));
-        return;
+        if taken {
+            let links = stat.st_nlink;
+            let reason = format!("has {links} hard links; only files of one name are taken");
+            seen.problem(&at, reason);
+        }
+        seen.others.insert(path, Other { stamp: stamp_of(stat), has_image_name: taken });
     }
-    if taken {
-        let links = stat.st_nlink;
-        let reason = format!("has {links} hard links; only files of one name are taken");
-        seen.problem(&at, reason);
-    }
-    seen.others.insert(path, stamp_of(stat));
 }
 
 /// The names in a directory.
@@ -246,7 +268,7 @@ mod tests {
 
         let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
         let mut counted = 0;
-        let seen = walk(&root, |count| counted = count).expect("walked");
+        let seen = walk(&root, &Layout::default(), |count| counted = count).expect("walked");
         let files: Vec<&str> = seen.files.keys().map(VolumePath::as_str).collect();
         assert_eq!(files, ["iso/a.iso", "iso/linux/B.ISO", "iso/linux/deep/c.ova"]);
         assert_eq!(counted, 3);
@@ -262,7 +284,7 @@ mod tests {
     fn a_pool_without_images_is_empty() {
         let dir = tempfile::tempdir().expect("a directory");
         let root = OwnedFd::from(File::open(dir.path()).expect("opened"));
-        assert_eq!(walk(&root, |_| {}).expect("walked"), Seen::default());
+        assert_eq!(walk(&root, &Layout::default(), |_| {}).expect("walked"), Seen::default());
     }
 
     fn root(dir: &tempfile::TempDir) -> OwnedFd {
@@ -282,7 +304,7 @@ mod tests {
         }
         let two = dir.path().join("outside");
         fs::hard_link(dir.path().join("iso/one.iso"), two).expect("linked");
-        let seen = walk(&root(&dir), |_| {}).expect("walked");
+        let seen = walk(&root(&dir), &Layout::default(), |_| {}).expect("walked");
         assert!(seen.files.is_empty());
         let others: Vec<&str> = seen.others.keys().map(VolumePath::as_str).collect();
         assert_eq!(others, ["iso/.dot.iso", "iso/noext", "iso/one.iso"]);
@@ -307,7 +329,10 @@ mod tests {
             Ok(opened)
         };
         let device = fstat(&root).expect("looked at").st_dev;
-        assert_eq!(walk_by(open, device, |_| {}).expect("walked").files.len(), 300);
+        assert_eq!(
+            walk_by(open, &Layout::default(), device, |_| {}).expect("walked").files.len(),
+            300
+        );
         // Other tests open files, too, but not so many.
         let limit = root.as_raw_fd() + 200;
         assert!(*highest.borrow() < limit, "{} descriptors", highest.borrow());
@@ -327,7 +352,7 @@ mod tests {
             path => open_beneath(&root, path, OFlags::RDONLY | OFlags::DIRECTORY),
         };
         let device = fstat(&root).expect("looked at").st_dev;
-        let seen = walk_by(open, device, |_| {}).expect("walked");
+        let seen = walk_by(open, &Layout::default(), device, |_| {}).expect("walked");
         let files: Vec<&str> = seen.files.keys().map(VolumePath::as_str).collect();
         assert_eq!(files, ["iso/good/a.iso"]);
         for (at, hidden) in [
@@ -342,6 +367,6 @@ mod tests {
         assert_eq!(seen.problems.len(), 1);
         assert!(seen.problems[0].0 == "iso/bad", "{:?}", seen.problems);
         // The images' directory itself: nothing is known then.
-        assert!(walk_by(|_| Err(Errno::IO), device, |_| {}).is_err());
+        assert!(walk_by(|_| Err(Errno::IO), &Layout::default(), device, |_| {}).is_err());
     }
 }

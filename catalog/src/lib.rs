@@ -3,16 +3,22 @@
 //!
 //! [`Config`] → [`Catalog::build`] (binds, so the address is known) → [`Catalog::serve`].
 
+mod arranging;
 mod clock;
 mod feed;
+mod hosts;
 mod housekeeping;
+mod keepers;
 mod leases;
 mod library;
 mod nodes;
 mod placement;
+mod pools;
 mod reconcile;
+mod scanning;
 mod scans;
 mod service;
+mod sharing;
 mod store;
 mod uploads;
 
@@ -31,6 +37,7 @@ use tonic::transport::server::TcpIncoming;
 use tracing::info;
 
 use crate::feed::Feed;
+use crate::keepers::Keepers;
 use crate::leases::Leases;
 use crate::nodes::Nodes;
 use crate::scans::Scans;
@@ -47,6 +54,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Directory of the database; made when missing.
     pub state: PathBuf,
+    /// Between two scans of everything, more or less.
+    pub scan_every: Duration,
 }
 
 /// Why a catalogue could not start or go on.
@@ -66,6 +75,7 @@ struct Core {
     store: Store,
     feed: Feed,
     nodes: Arc<Nodes>,
+    keepers: Arc<Keepers>,
     scans: Arc<Scans>,
     leases: Arc<Leases>,
     /// Moves whenever agents may have something to do with files.
@@ -92,6 +102,7 @@ pub struct Catalog {
     listener: TcpListener,
     address: SocketAddr,
     core: Core,
+    scan_every: Duration,
 }
 
 impl Catalog {
@@ -106,8 +117,9 @@ impl Catalog {
         let shutdown = CancellationToken::new();
         let leases = Arc::new(Leases::new(Instant::now()));
         let tasks = Arc::new(watch::Sender::new(0));
-        let core = Core { store, feed, nodes, scans, leases, tasks, shutdown };
-        Ok(Self { listener, address, core })
+        let keepers = Arc::new(Keepers::default());
+        let core = Core { store, feed, nodes, keepers, scans, leases, tasks, shutdown };
+        Ok(Self { listener, address, core, scan_every: config.scan_every })
     }
 
     /// Where it listens; the port is real even if 0 was asked for.
@@ -121,6 +133,8 @@ impl Catalog {
         info!(address = %self.address, "catalogue serves");
         let Core { shutdown, .. } = &self.core;
         tokio::spawn(housekeeping::run(self.core.clone()));
+        tokio::spawn(keepers::run(self.core.clone()));
+        tokio::spawn(scanning::on_schedule(self.core.clone(), self.scan_every));
         let stopping = shutdown.clone();
         let server = service::server(&self.core).serve_with_incoming_shutdown(
             // Set here, for the server's own setting is for listeners it makes itself.

@@ -1,14 +1,14 @@
 //! Who is connected: one session an agent, alive while its stream is. What agents offer becomes
 //! nodes, pools and volumes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use isotope_proto::change::{Delta, Edit};
 use isotope_proto::cluster::{Live, Node, Pool, Sight, Volume, VolumeState};
-use isotope_proto::id::{BootId, NodeId, PoolId, ScanId, VolumeId};
+use isotope_proto::id::{BootId, LeaseId, NodeId, PoolId, ScanId, VolumeId};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{Hello, OfferedVolume};
 use isotope_proto::time::Timestamp;
@@ -25,7 +25,19 @@ const COMMANDS_MAX: usize = 64;
 /// What the catalogue asks of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
-    Scan { scan: ScanId, volume: VolumeId },
+    Scan {
+        scan: ScanId,
+        volume: VolumeId,
+    },
+    /// It is the volume's keeper from now on.
+    Keep {
+        volume: VolumeId,
+        lease: LeaseId,
+    },
+    /// It no longer is.
+    Release {
+        volume: VolumeId,
+    },
 }
 
 struct Session {
@@ -42,6 +54,8 @@ pub(crate) struct Nodes {
     next: AtomicU64,
     sessions: Mutex<HashMap<NodeId, Session>>,
     live: watch::Sender<Live>,
+    /// Counts what may change who can do what.
+    offered: watch::Sender<u64>,
 }
 
 impl Default for Nodes {
@@ -50,6 +64,7 @@ impl Default for Nodes {
             next: AtomicU64::new(1),
             sessions: Mutex::default(),
             live: watch::Sender::new(Live::default()),
+            offered: watch::Sender::new(0),
         }
     }
 }
@@ -107,6 +122,7 @@ impl Nodes {
     }
 
     fn publish(&self, sessions: &HashMap<NodeId, Session>) {
+        self.recorded();
         let mut live = Live { connected: sessions.keys().copied().collect(), volumes: Vec::new() };
         live.connected.sort_unstable();
         // A volume that several nodes see is online if one of them can use it.
@@ -126,6 +142,16 @@ impl Nodes {
         });
     }
 
+    /// What an agent offers has been recorded.
+    pub(crate) fn recorded(&self) {
+        self.offered.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Moves whenever it may have changed which node can do what.
+    pub(crate) fn offered(&self) -> watch::Receiver<u64> {
+        self.offered.subscribe()
+    }
+
     pub(crate) fn live(&self) -> watch::Receiver<Live> {
         self.live.subscribe()
     }
@@ -137,6 +163,26 @@ impl Nodes {
         let sessions = self.lock();
         let offering = sessions.values().filter(|session| session.volumes.iter().any(usable));
         offering.map(|session| session.node.id).collect()
+    }
+
+    /// Where a connected node has a volume.
+    pub(crate) fn path_of(&self, node: NodeId, volume: VolumeId) -> Option<String> {
+        let sessions = self.lock();
+        let offered = sessions.get(&node)?.volumes.iter().find(|it| it.id == volume)?;
+        Some(offered.path.clone())
+    }
+
+    /// Volumes that can be used, and the connected nodes that see them.
+    pub(crate) fn offers(&self) -> BTreeMap<VolumeId, BTreeSet<NodeId>> {
+        let mut offers = BTreeMap::<_, BTreeSet<_>>::new();
+        for session in self.lock().values() {
+            for volume in &session.volumes {
+                if matches!(volume.state, VolumeState::Online(_)) {
+                    offers.entry(volume.id).or_default().insert(session.node.id);
+                }
+            }
+        }
+        offers
     }
 
     pub(crate) fn command(&self, node: NodeId, command: Command) -> Result<(), Refusal> {
@@ -162,10 +208,15 @@ pub(crate) fn register(
 ) -> Result<(), Refusal> {
     match edits.node(hello.node.id)? {
         None => edits.write(Delta::Node(Edit::Made(hello.node.clone())))?,
-        Some(before) if before != hello.node => {
-            edits.write(Delta::Node(Edit::Changed { before, after: hello.node.clone() }))?;
+        Some(before) => {
+            // Whoever renamed the node meant it, until the host itself is called otherwise.
+            let renamed = before.name != before.host && before.host == hello.node.host;
+            let name = if renamed { &before.name } else { &hello.node.name };
+            let after = Node { name: name.clone(), ..hello.node.clone() };
+            if after != before {
+                edits.write(Delta::Node(Edit::Changed { before, after }))?;
+            }
         }
-        Some(_) => {}
     }
     for offered in &hello.volumes {
         register_volume(edits, hello.node.id, offered, now)?;
@@ -252,7 +303,12 @@ mod tests {
     fn hello(boot: u8) -> Hello {
         let id = NodeId::from_bytes([1; 16]);
         Hello {
-            node: Node { id, name: "host".to_owned(), address: "host:1".to_owned() },
+            node: Node {
+                id,
+                name: "host".to_owned(),
+                address: "host:1".to_owned(),
+                host: "host".to_owned(),
+            },
             boot: BootId::from_bytes([boot; 16]),
             version: String::new(),
             volumes: Vec::new(),

@@ -83,7 +83,7 @@ pub(crate) fn choose_volume(
         let Some(node) = known.nodes.iter().find(|it| it.id == node) else { continue };
         let rank = Rank {
             of_default_pool: folder_default == Some(pool.id),
-            of_own_host: node.name == request.host,
+            of_own_host: node.host == request.host,
             available_bytes: space.available_bytes,
         };
         let reason = rank.reason(asked, folder_default);
@@ -176,7 +176,12 @@ mod tests {
             .map(|n| Volume { id: volume(n), pool: PoolId::from_bytes([n; 16]), sights: vec![] })
             .collect();
         let nodes: Vec<Node> = (1..=5)
-            .map(|n| Node { id: node(n), name: format!("host-{n}"), address: String::new() })
+            .map(|n| Node {
+                id: node(n),
+                name: format!("node-{n}"),
+                address: String::new(),
+                host: format!("host-{n}"),
+            })
             .collect();
         let space = |available_bytes, access| {
             VolumeState::Online(Space {

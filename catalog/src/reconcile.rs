@@ -246,9 +246,14 @@ mod tests {
         volume: VolumeId,
         events: &[(FileEvent, FoundFile)],
     ) -> Vec<ImageId> {
-        let changes =
-            events.iter().map(|(event, file)| FileChange { event: *event, file: file.clone() });
-        let verb = Verb::ApplyFiles { volume, changes: changes.collect(), everything: None };
+        let change = |(event, file): &(FileEvent, FoundFile)| FileChange {
+            event: *event,
+            file: file.clone(),
+            previous: None,
+            found: Timestamp(1),
+        };
+        let changes = events.iter().map(change).collect();
+        let verb = Verb::ApplyFiles { volume, changes, everything: None };
         match store.commit(None, verb).await.expect("applied").outcome {
             Outcome::Images(images) => images,
             other => panic!("{other:?}"),

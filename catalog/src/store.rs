@@ -188,7 +188,12 @@ pub(crate) mod tests {
         };
         let id = NodeId::from_bytes([1; 16]);
         let hello = Hello {
-            node: Node { id, name: "host".to_owned(), address: "host:1".to_owned() },
+            node: Node {
+                id,
+                name: "host".to_owned(),
+                address: "host:1".to_owned(),
+                host: "host".to_owned(),
+            },
             boot: BootId::from_bytes([1; 16]),
             version: String::new(),
             volumes: VOLUMES.into_iter().zip(["fast", "slow"]).map(volume).collect(),

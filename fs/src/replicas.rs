@@ -79,7 +79,8 @@ mod tests {
         let volume = |n: u8| VolumeId::from_bytes([n; 16]);
         for n in 1..=3 {
             let (id, name, address) = (node(n), format!("host-{n}"), format!("host-{n}:1"));
-            tree.load(Record::Node(Node { id, name, address }));
+            let host = name.clone();
+            tree.load(Record::Node(Node { id, name, address, host }));
             let sights = vec![Sight { node: id, path: String::new() }];
             let pool = PoolId::from_bytes([0; 16]);
             tree.load(Record::Volume(Volume { id: volume(n), pool, sights }));

@@ -9,6 +9,8 @@ pub struct Node {
     pub name: String,
     /// Where its content service listens, `host:port`.
     pub address: String,
+    /// The name that its agent gives the host; `name` unless somebody renamed the node.
+    pub host: String,
 }
 
 /// A named place for images, assigned to nodes.

@@ -94,6 +94,8 @@ uuid_ids! {
     ScanId;
     /// One start of an agent.
     BootId;
+    /// One time of an agent as the keeper of a volume.
+    LeaseId;
 }
 
 macro_rules! counter_ids {

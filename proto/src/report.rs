@@ -4,6 +4,7 @@ use crate::cluster::{Node, VolumeState};
 use crate::id::{BootId, ImageId, VolumeId};
 use crate::image::{ImageFormat, Os, Stamp};
 use crate::name::{FolderPath, VolumePath};
+use crate::time::Timestamp;
 
 /// An agent's first words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,18 @@ pub enum FileEvent {
 pub struct FileChange {
     pub event: FileEvent,
     pub file: FoundFile,
+    /// What a moved file or one with other bytes was before.
+    pub previous: Option<FormerFile>,
+    /// When the agent found it, by its clock: for people, it orders nothing.
+    pub found: Timestamp,
+}
+
+/// A file as it was known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerFile {
+    pub image: ImageId,
+    pub path: VolumePath,
+    pub stamp: Stamp,
 }
 
 /// Most changes in one report: bounds a message (about 1 KiB each) and a transaction.
@@ -62,15 +75,32 @@ pub const FILE_CHANGES_MAX: usize = 500;
 /// catalogue takes in one message, and holds some 70,000 files.
 pub const EVERYTHING_BYTES_MAX: usize = 3 << 20;
 
-/// How one scan of one volume ended.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ScanOutcome {
+/// What a scan has found so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanCounts {
     pub files_seen: u64,
     pub created: u64,
     pub updated: u64,
     pub deleted: u64,
+    /// Images that seem gone, too many at once to be believed before a second look.
+    pub suspect: u64,
+}
+
+/// How one scan of one volume ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ScanOutcome {
+    pub counts: ScanCounts,
     /// Files met but not taken, and why.
     pub problems: Vec<(String, String)>,
     /// Set when the scan failed; the counts are then of what was done before.
     pub failure: Option<String>,
+}
+
+/// Files of a volume that have yet to be hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    pub files: u64,
+    pub size_bytes: u64,
+    /// Of late; 0 if nothing was read.
+    pub bytes_per_second: u64,
 }

@@ -2,10 +2,12 @@
 
 use clap::{Args, Subcommand};
 use isotope_proto::cluster::Node;
+use isotope_proto::pb;
+use isotope_proto::refusal::Refusal;
 use serde::Serialize;
 
 use super::Context;
-use crate::client::Status;
+use crate::client::{Client, Status, limited};
 use crate::output::{self, Format};
 
 /// The hosts that run an agent
@@ -19,6 +21,17 @@ pub(super) struct NodeArgs {
 enum NodeCommand {
     /// List nodes, and whether they are connected
     Ls,
+    /// Call a node something else
+    Rename {
+        /// Its name or id
+        node: String,
+        name: String,
+    },
+    /// Forget a node that is gone for good; its volumes and their images stay in the library
+    Remove {
+        /// Its name or id
+        node: String,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -46,8 +59,23 @@ impl NodeJson {
 }
 
 pub(super) async fn cmd_node(args: &NodeArgs, context: &Context) -> anyhow::Result<()> {
-    let NodeCommand::Ls = args.command;
-    let status = context.connect().await?.status().await?;
+    let mut client = context.connect().await?;
+    match &args.command {
+        NodeCommand::Ls => return list(&mut client, context).await,
+        NodeCommand::Rename { node, name } => {
+            let request = pb::RenameNodeRequest { node: node.clone(), name: name.clone() };
+            client.cluster.rename_node(limited(request)).await.map_err(Refusal::from)?;
+        }
+        NodeCommand::Remove { node } => {
+            let request = pb::RemoveNodeRequest { node: node.clone() };
+            client.cluster.remove_node(limited(request)).await.map_err(Refusal::from)?;
+        }
+    }
+    Ok(())
+}
+
+async fn list(client: &mut Client, context: &Context) -> anyhow::Result<()> {
+    let status = client.status().await?;
     let nodes = status.nodes.iter().map(|node| NodeJson::of(node, &status));
     match context.format {
         Format::Json => nodes.for_each(|node| output::json(&node)),

@@ -67,7 +67,7 @@ pub(super) async fn cmd_scan(args: &ScanArgs, context: &Context) -> anyhow::Resu
         match event.event {
             Some(Event::Choice(choice)) => answer.chosen(choice),
             Some(Event::Progress(progress)) => {
-                seen.insert(progress.volume_id, progress.files_seen);
+                seen.insert(progress.volume_id, progress.counts.unwrap_or_default().files_seen);
                 spinner.set_message(format!("{} files seen", seen.values().sum::<u64>()));
             }
             Some(Event::Result(result)) => answer.ended(result),
@@ -97,13 +97,14 @@ impl ScanJson {
 
     fn ended(&mut self, result: pb::ScanResult) {
         let id = volume_id(&result.volume_id);
+        let counts = result.counts.unwrap_or_default();
         let problem = |it: pb::ScanProblem| ProblemJson { path: it.path, reason: it.reason };
         if let Some(volume) = self.volumes.iter_mut().find(|volume| volume.volume_id == id) {
             volume.result = Some(ResultJson {
-                files_seen: result.files_seen,
-                created: result.created,
-                updated: result.updated,
-                deleted: result.deleted,
+                files_seen: counts.files_seen,
+                created: counts.created,
+                updated: counts.updated,
+                deleted: counts.deleted,
                 failure: result.failure,
                 problems: result.problems.into_iter().map(problem).collect(),
             });

@@ -70,7 +70,8 @@ impl CatalogArgs {
         let listen = self.listen.unwrap_or(settings.catalog.listen);
         daemon::check_listen(listen, self.insecure || settings.insecure)?;
         let state = self.state.clone().unwrap_or_else(|| settings.state.clone());
-        Ok(isotope_catalog::Config { listen, state })
+        let scan_every = settings.catalog.scan_every.0;
+        Ok(isotope_catalog::Config { listen, state, scan_every })
     }
 }
 

@@ -34,7 +34,7 @@ fn pools_that_cannot_be_used() {
     let mount = world.mount_point("mnt");
     let mount = text(&mount);
     let missing = world.path("missing");
-    up_refuses(&world, text(&missing), mount, 3, "does not exist; make it, or correct --pool");
+    up_refuses(&world, text(&missing), mount, 3, "does not exist; make it, or correct its path");
     assert!(!missing.exists());
     assert!(!world.path("state").exists(), "nothing was made");
     let file = world.path("file");

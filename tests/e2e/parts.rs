@@ -56,7 +56,7 @@ fn three_agents_a_catalogue_and_two_mounts_show_one_tree() {
     eventually("the folder in the other mount", || two.join("boot").is_dir());
     fs::rename(two.join("other/tool.img"), two.join("boot/tool.img")).expect("moved");
     eventually("the move in the first", || one.join("boot/tool.img").is_file());
-    assert!(!one.join("other/tool.img").exists());
+    eventually("no more under the old name", || !one.join("other/tool.img").exists());
     assert!(pools[2].join("iso/tool.img").is_file(), "no byte was moved");
 
     let status = world.json(&url, &["status"]);

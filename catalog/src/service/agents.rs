@@ -1,9 +1,10 @@
 //! Agents: their sessions, and what they report.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use isotope_proto::id::{ImageId, ScanId, VolumeId};
+use isotope_proto::cluster::VolumeState;
+use isotope_proto::id::{ImageId, LeaseId, NodeId, ScanId, VolumeId};
 use isotope_proto::pb::agent_service_server::AgentService;
 use isotope_proto::pb::{self, agent_message, catalog_message, scan_update};
 use isotope_proto::refusal::{Reason, Refusal};
@@ -17,10 +18,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use super::STREAM_MAX;
-use crate::Core;
 use crate::nodes::{Command, SILENCE_MAX};
 use crate::scans::Update;
 use crate::store::{Outcome, Verb};
+use crate::{Core, clock, sharing};
 
 pub(super) struct Agents(pub(super) Core);
 
@@ -41,9 +42,14 @@ impl AgentService for Agents {
             return Err(Malformed::Missing("hello").into());
         };
         let hello = Hello::try_from(hello)?;
-        let (number, commands) = self.0.nodes.connect(hello.clone())?;
-        let session = Session { core: self.0.clone(), number, hello };
+        // Volumes count once it is known that no other host has another disk of their ids.
+        let offered = hello.volumes.clone();
+        let node_alone = Hello { volumes: Vec::new(), ..hello };
+        let (number, commands) = self.0.nodes.connect(node_alone.clone())?;
+        let mut session =
+            Session { core: self.0.clone(), number, hello: node_alone, proved: HashMap::new() };
         self.0.store.commit(None, Verb::Register { hello: session.hello.clone() }).await?;
+        session.offer(offered).await?;
         let (out, stream) = mpsc::channel(STREAM_MAX);
         let welcome = catalog_message::Message::Welcome(pb::Welcome {
             incarnation: self.0.store.incarnation().into(),
@@ -59,6 +65,9 @@ impl AgentService for Agents {
     ) -> Result<Response<pb::NotifyImageChangesReply>, Status> {
         let request = request.into_inner();
         let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let node = NodeId::try_from(&*request.node_id).map_err(Malformed::from)?;
+        let lease = LeaseId::try_from(&*request.lease_id).map_err(Malformed::from)?;
+        self.0.keepers.check(volume, node, lease)?;
         if request.events.len() > FILE_CHANGES_MAX {
             let text = format!("a report holds at most {FILE_CHANGES_MAX} files");
             return Err(Refusal::new(Reason::Malformed, text).into());
@@ -102,21 +111,40 @@ impl AgentService for Agents {
     }
 }
 
+/// A command as the agent hears it.
+fn message(command: Command) -> catalog_message::Message {
+    use catalog_message::Message;
+    match command {
+        Command::Scan { scan, volume } => {
+            Message::StartScan(pb::StartScan { scan_id: scan.into(), volume_id: volume.into() })
+        }
+        Command::Keep { volume, lease } => {
+            Message::Keep(pb::Keep { volume_id: volume.into(), lease_id: lease.into() })
+        }
+        Command::Release { volume } => Message::Release(pb::Release { volume_id: volume.into() }),
+    }
+}
+
 /// Tasks go out anew so often even when nothing changed: an agent may have failed to do them.
 const TASKS_EVERY: Duration = Duration::from_secs(5);
+
+/// A volume that was refused is asked about again: whoever had the other may have gone.
+const PROVE_AGAIN: Duration = Duration::from_secs(10);
 
 /// One agent's session; the node is disconnected when it is dropped, however that comes.
 struct Session {
     core: Core,
     number: u64,
     hello: Hello,
+    /// Whether each volume is no other host's other disk, and when that was asked.
+    proved: HashMap<VolumeId, (Result<(), String>, Instant)>,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         let node = self.hello.node.id;
         if self.core.nodes.disconnect(node, self.number) {
-            self.core.scans.node_gone(node);
+            self.core.scans.node_gone(node, clock::now());
         }
     }
 }
@@ -158,9 +186,8 @@ impl Session {
                 },
                 command = commands.recv() => {
                     // None: the agent has connected anew, and talks on that session.
-                    let Some(Command::Scan { scan, volume }) = command else { return };
-                    let start = pb::StartScan { scan_id: scan.into(), volume_id: volume.into() };
-                    let message = Some(catalog_message::Message::StartScan(start));
+                    let Some(command) = command else { return };
+                    let message = Some(message(command));
                     if out.send(Ok(pb::CatalogMessage { message })).await.is_err() {
                         return;
                     }
@@ -189,27 +216,64 @@ impl Session {
         Ok(())
     }
 
+    /// Takes note of the volumes that the agent sees.
+    async fn offer(&mut self, mut volumes: Vec<OfferedVolume>) -> Result<(), Refusal> {
+        for volume in &mut volumes {
+            if let Err(reason) = self.prove(volume).await {
+                volume.state = VolumeState::Offline(reason);
+            }
+        }
+        let refused = |volume: &&OfferedVolume| {
+            self.proved.get(&volume.id).is_none_or(|(proved, _)| proved.is_ok())
+        };
+        let recorded = volumes.iter().filter(refused).cloned().collect();
+        let hello = Hello { volumes: recorded, ..self.hello.clone() };
+        self.core.store.commit(None, Verb::Register { hello }).await?;
+        self.hello.volumes.clone_from(&volumes);
+        self.core.nodes.offer(self.hello.node.id, self.number, volumes);
+        Ok(())
+    }
+
+    /// Whether an online volume is no other host's other disk. One that went away is another when
+    /// it comes back, for all that is known.
+    async fn prove(&mut self, volume: &OfferedVolume) -> Result<(), String> {
+        if let VolumeState::Offline(reason) = &volume.state {
+            self.proved.remove(&volume.id);
+            return Err(reason.clone());
+        }
+        let standing = self.proved.get(&volume.id);
+        if let Some((proved, at)) = standing
+            && (proved.is_ok() || at.elapsed() < PROVE_AGAIN)
+        {
+            return proved.clone();
+        }
+        let proved = sharing::check(&self.core, self.hello.node.id, volume.id).await;
+        self.proved.insert(volume.id, (proved.clone(), Instant::now()));
+        proved
+    }
+
     async fn heard(&mut self, message: pb::AgentMessage) -> Result<(), Refusal> {
         match message.message.ok_or(Malformed::Missing("message"))? {
             agent_message::Message::Hello(_) => {
                 Err(Malformed::Missing("a message after hello").into())
             }
             agent_message::Message::Ping(pb::Ping {}) => Ok(()),
-            agent_message::Message::Volumes(report) => {
-                let volumes = Vec::<OfferedVolume>::try_from(report)?;
-                self.hello.volumes.clone_from(&volumes);
-                let hello = self.hello.clone();
-                self.core.store.commit(None, Verb::Register { hello }).await?;
-                self.core.nodes.offer(self.hello.node.id, self.number, volumes);
-                Ok(())
-            }
+            agent_message::Message::Volumes(report) => self.offer(Vec::try_from(report)?).await,
             agent_message::Message::Scan(update) => {
                 let scan = ScanId::try_from(&*update.scan_id).map_err(Malformed::from)?;
+                let volume_id = update.volume_id;
                 let update = match update.update.ok_or(Malformed::Missing("update"))? {
-                    scan_update::Update::FilesSeen(count) => Update::FilesSeen(count),
+                    scan_update::Update::Counts(counts) => Update::Counts(counts.into()),
                     scan_update::Update::Result(result) => Update::Ended(result.into()),
                 };
-                self.core.scans.update(scan, update);
+                let volume = VolumeId::try_from(&*volume_id).map_err(Malformed::from)?;
+                let by = (self.hello.node.id, volume);
+                self.core.scans.update(scan, by, update, clock::now());
+                Ok(())
+            }
+            agent_message::Message::Backlog(backlog) => {
+                let volume = VolumeId::try_from(&*backlog.volume_id).map_err(Malformed::from)?;
+                self.core.scans.set_backlog(volume, backlog.into());
                 Ok(())
             }
         }

@@ -1,21 +1,22 @@
 //! Status, and scans asked for by people.
 
-use isotope_proto::cluster::{Node, Pool, Volume};
-use isotope_proto::id::{NodeId, ScanId};
+use isotope_proto::cluster::Volume;
+use isotope_proto::id::VolumeId;
 use isotope_proto::pb::cluster_service_server::ClusterService;
 use isotope_proto::pb::{self, scan_event::Event};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::report::ScanOutcome;
-use tokio::sync::{mpsc, watch};
+use isotope_proto::wire::time_out;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use tracing::{debug, info};
 
 use super::STREAM_MAX;
-use crate::nodes::Command;
-use crate::placement::{Choice, choose};
-use crate::scans::{Update, summary};
-use crate::{Core, clock};
+use crate::arranging::{self, Arranged, What};
+use crate::library::pool_called;
+use crate::pools::node_called;
+use crate::scans::Scans;
+use crate::store::Verb;
+use crate::{Core, scanning};
 
 pub(super) struct Cluster(pub(super) Core);
 
@@ -31,6 +32,7 @@ impl ClusterService for Cluster {
         let live = core.nodes.live().borrow().clone();
         let watchers = core.feed.watchers().into_iter().map(Into::into).collect();
         let incarnation = core.store.incarnation();
+        let scans = std::sync::Arc::clone(&core.scans);
         let status = core.store.read(move |rows| {
             let volumes = rows.volumes()?;
             let images = rows.image_counts()?;
@@ -44,6 +46,7 @@ impl ClusterService for Cluster {
                 nodes: rows.nodes()?.into_iter().map(Into::into).collect(),
                 pools: rows.pools()?.into_iter().map(Into::into).collect(),
                 volume_images: volumes.iter().map(count).collect(),
+                backlogs: volumes.iter().map(|it| backlog_out(it.id, &scans)).collect(),
                 volumes: volumes.into_iter().map(Into::into).collect(),
                 live: Some(live.into()),
                 watchers,
@@ -57,147 +60,171 @@ impl ClusterService for Cluster {
         request: Request<pb::ScanIsosRequest>,
     ) -> Result<Response<Self::ScanIsosStream>, Status> {
         let wanted = request.into_inner().pool;
-        let (pools, volumes, nodes) =
-            self.0.store.read(|rows| Ok((rows.pools()?, rows.volumes()?, rows.nodes()?))).await?;
-        if let Some(name) = &wanted
-            && !pools.iter().any(|pool| pool.name == *name)
-        {
-            return Err(Refusal::new(Reason::NotFound, format!("no pool is called {name}")).into());
-        }
-        let targets = volumes
-            .into_iter()
-            .filter_map(|volume| {
-                let pool = pools.iter().find(|pool| pool.id == volume.pool)?;
-                let chosen = wanted.as_ref().is_none_or(|name| pool.name == *name);
-                chosen.then(|| (pool.clone(), volume))
-            })
-            .collect();
+        let mut events = scanning::begin(&self.0, wanted.as_deref()).await?;
         let (out, stream) = mpsc::channel(STREAM_MAX);
-        let run = Run { core: self.0.clone(), nodes, out, summary: pb::ScanSummary::default() };
-        tokio::spawn(run.all(targets));
-        Ok(Response::new(ReceiverStream::new(stream)))
-    }
-}
-
-/// One request for scans.
-struct Run {
-    core: Core,
-    nodes: Vec<Node>,
-    out: mpsc::Sender<Result<pb::ScanEvent, Status>>,
-    summary: pb::ScanSummary,
-}
-
-impl Run {
-    /// The volumes are scanned at the same time, for their disks are different ones.
-    async fn all(mut self, targets: Vec<(Pool, Volume)>) {
-        let mut running = tokio::task::JoinSet::new();
-        for (pool, volume) in targets {
-            match self.start(&pool, &volume).await {
-                Some((node, updates)) => {
-                    let follow = Follow { pool: pool.name, volume, node, out: self.out.clone() };
-                    running.spawn(follow.until_the_end(updates));
-                }
-                None => self.summary.volumes_skipped += 1,
-            }
-        }
-        while let Some(ended) = running.join_next().await {
-            match ended {
-                Ok(outcome) if outcome.failure.is_none() => {
-                    self.summary.volumes_scanned += 1;
-                    self.summary.discovered += outcome.created;
-                }
-                Ok(_) | Err(_) => self.summary.volumes_failed += 1,
-            }
-        }
-        self.summary.message = summary(self.summary.discovered);
-        info!(discovered = self.summary.discovered, "scan ended");
-        let summary = Event::Summary(self.summary);
-        let _ = self.out.send(Ok(pb::ScanEvent { event: Some(summary) })).await;
-    }
-
-    async fn start(
-        &self,
-        pool: &Pool,
-        volume: &Volume,
-    ) -> Option<(String, watch::Receiver<Update>)> {
-        let choice = choose(pool, &self.core.nodes.offering(volume.id));
-        let (node, mut reason) = match choice {
-            Choice::Node { node, reason } => (Some(node), reason.to_owned()),
-            Choice::Skip { reason } => (None, reason.to_owned()),
-        };
-        let started = node.and_then(|node| {
-            let scan = ScanId::mint(clock::now());
-            let updates = self.core.scans.begin(scan, node);
-            match self.core.nodes.command(node, Command::Scan { scan, volume: volume.id }) {
-                Ok(()) => Some((self.node_name(node), updates)),
-                Err(refusal) => {
-                    reason = refusal.text;
-                    None
-                }
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                // Who has hung up needs no more; the scan goes on.
+                let _ = out.send(Ok(pb::ScanEvent { event: Some(event_out(event)) })).await;
             }
         });
-        let name = started.as_ref().map(|(name, _)| name.clone()).unwrap_or_default();
-        debug!(pool = pool.name, volume = %volume.id, node = name, reason, "node chosen for a scan");
-        let choice = pb::ScanChoice {
-            pool: pool.name.clone(),
-            volume_id: volume.id.into(),
-            node: name,
-            reason,
-        };
-        let _ = self.out.send(Ok(pb::ScanEvent { event: Some(Event::Choice(choice)) })).await;
-        started
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
-    fn node_name(&self, id: NodeId) -> String {
-        let known = self.nodes.iter().find(|node| node.id == id);
-        known.map_or_else(|| id.to_string(), |node| node.name.clone())
-    }
-}
-
-/// One volume's scan, as told to whoever asked.
-struct Follow {
-    pool: String,
-    volume: Volume,
-    node: String,
-    out: mpsc::Sender<Result<pb::ScanEvent, Status>>,
-}
-
-impl Follow {
-    async fn until_the_end(self, mut updates: watch::Receiver<Update>) -> ScanOutcome {
-        let outcome = loop {
-            let changed = updates.changed().await;
-            let update = updates.borrow_and_update().clone();
-            match (changed, update) {
-                (Ok(()), Update::FilesSeen(files_seen)) => {
-                    let progress = pb::ScanProgress {
-                        pool: self.pool.clone(),
-                        volume_id: self.volume.id.into(),
-                        node: self.node.clone(),
-                        files_seen,
-                    };
-                    let _ = self.send(Event::Progress(progress)).await;
-                }
-                (_, Update::Ended(outcome)) => break outcome,
-                (Err(_), Update::FilesSeen(_)) => {
-                    let failure = Some(format!("{} went away during the scan", self.node));
-                    break ScanOutcome { failure, ..ScanOutcome::default() };
-                }
-            }
-        };
-        let result = pb::ScanResult {
-            pool: self.pool.clone(),
-            volume_id: self.volume.id.into(),
-            node: self.node.clone(),
-            ..outcome.clone().into()
-        };
-        let _ = self.send(Event::Result(result)).await;
-        outcome
-    }
-
-    async fn send(
+    async fn list_scans(
         &self,
-        event: Event,
-    ) -> Result<(), mpsc::error::SendError<Result<pb::ScanEvent, Status>>> {
-        self.out.send(Ok(pb::ScanEvent { event: Some(event) })).await
+        _: Request<pb::ListScansRequest>,
+    ) -> Result<Response<pb::ListScansReply>, Status> {
+        let core = &self.0;
+        let (pools, volumes, nodes) =
+            core.store.read(|rows| Ok((rows.pools()?, rows.volumes()?, rows.nodes()?))).await?;
+        let one = |volume: Volume| {
+            let scan = core.scans.last(volume.id)?;
+            let pool = pools.iter().find(|pool| pool.id == volume.pool)?;
+            let node = nodes.iter().find(|node| node.id == scan.node);
+            Some(pb::VolumeScan {
+                pool: pool.name.clone(),
+                volume_id: volume.id.into(),
+                node: node.map(|node| node.name.clone()).unwrap_or_default(),
+                begin_time: time_out(scan.begun),
+                end_time: scan.ended.and_then(time_out),
+                asked: scan.asked,
+                counts: Some(scan.outcome.counts.into()),
+                problems: scan.outcome.problems.into_iter().map(problem_out).collect(),
+                failure: scan.outcome.failure,
+            })
+        };
+        let scans = volumes.into_iter().filter_map(one).collect();
+        Ok(Response::new(pb::ListScansReply { scans }))
+    }
+
+    async fn add_pool(
+        &self,
+        request: Request<pb::AddPoolRequest>,
+    ) -> Result<Response<pb::AddPoolReply>, Status> {
+        let it = request.into_inner();
+        let request = arranging::Request {
+            pool: it.pool,
+            dir: it.dir,
+            layout: it.layout,
+            nodes: it.nodes,
+            host: it.host,
+            what: if it.attach { What::Directory } else { What::NewPool },
+            dry_run: it.dry_run,
+        };
+        let added = |it: Arranged| pb::AddedVolume {
+            node: it.node,
+            volume_id: it.volume.map(Into::into).unwrap_or(it.found.volume_id),
+            images: it.found.images,
+            size_bytes: it.found.size_bytes,
+            not_taken: it.found.not_taken,
+        };
+        let arranged = arranging::add(&self.0, request).await?;
+        Ok(Response::new(pb::AddPoolReply { volumes: arranged.into_iter().map(added).collect() }))
+    }
+
+    async fn assign_pool(
+        &self,
+        request: Request<pb::AssignPoolRequest>,
+    ) -> Result<Response<pb::ArrangeReply>, Status> {
+        let pb::AssignPoolRequest { pool: name, nodes: asked } = request.into_inner();
+        let nodes = self.0.store.read(|rows| rows.nodes()).await?;
+        let called = |name: &String| Ok(node_called(&nodes, name)?.id);
+        let assigned = asked.iter().map(called).collect::<Result<_, Refusal>>()?;
+        self.arrange(Verb::AssignPool { name, assigned }).await
+    }
+
+    async fn rename_pool(
+        &self,
+        request: Request<pb::RenamePoolRequest>,
+    ) -> Result<Response<pb::ArrangeReply>, Status> {
+        let pb::RenamePoolRequest { pool, name } = request.into_inner();
+        self.arrange(Verb::RenamePool { name: pool, to: name }).await
+    }
+
+    async fn remove_pool(
+        &self,
+        request: Request<pb::RemovePoolRequest>,
+    ) -> Result<Response<pb::ArrangeReply>, Status> {
+        let pb::RemovePoolRequest { pool, force, dry_run } = request.into_inner();
+        let name = pool.clone();
+        let images = self.0.store.read(move |rows| {
+            let pool = pool_called(&rows.pools()?, &name)?.id;
+            rows.images_only_in(pool)
+        });
+        let images = images.await?;
+        if !dry_run {
+            arranging::remove(&self.0, &pool, force).await?;
+        }
+        Ok(Response::new(pb::ArrangeReply { images }))
+    }
+
+    async fn rename_node(
+        &self,
+        request: Request<pb::RenameNodeRequest>,
+    ) -> Result<Response<pb::ArrangeReply>, Status> {
+        let pb::RenameNodeRequest { node, name: to } = request.into_inner();
+        let nodes = self.0.store.read(|rows| rows.nodes()).await?;
+        let node = node_called(&nodes, &node)?.id;
+        self.arrange(Verb::RenameNode { node, to }).await
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<pb::RemoveNodeRequest>,
+    ) -> Result<Response<pb::ArrangeReply>, Status> {
+        let name = request.into_inner().node;
+        let nodes = self.0.store.read(|rows| rows.nodes()).await?;
+        let node = node_called(&nodes, &name)?;
+        if self.0.nodes.live().borrow().connected.contains(&node.id) {
+            let text = format!("{} is connected, and would come back; stop its agent", node.name);
+            return Err(Refusal::new(Reason::InUse, text).into());
+        }
+        self.arrange(Verb::RemoveNode { node: node.id }).await
+    }
+}
+
+impl Cluster {
+    async fn arrange(&self, verb: Verb) -> Result<Response<pb::ArrangeReply>, Status> {
+        self.0.commit(None, verb).await?;
+        Ok(Response::new(pb::ArrangeReply::default()))
+    }
+}
+
+fn backlog_out(volume: VolumeId, scans: &Scans) -> pb::Backlog {
+    pb::Backlog { volume_id: volume.into(), ..scans.backlog(volume).into() }
+}
+
+fn problem_out((path, reason): (String, String)) -> pb::ScanProblem {
+    pb::ScanProblem { path, reason }
+}
+
+fn event_out(event: scanning::Event) -> Event {
+    match event {
+        scanning::Event::Choice { pool, volume, node, reason } => Event::Choice(pb::ScanChoice {
+            pool,
+            volume_id: volume.map(Into::into).unwrap_or_default(),
+            node: node.unwrap_or_default(),
+            reason,
+        }),
+        scanning::Event::Progress { at, counts } => Event::Progress(pb::ScanProgress {
+            pool: at.pool,
+            volume_id: at.volume.into(),
+            node: at.node,
+            counts: Some(counts.into()),
+        }),
+        scanning::Event::Result { at, outcome } => Event::Result(pb::ScanResult {
+            pool: at.pool,
+            volume_id: at.volume.into(),
+            node: at.node,
+            ..outcome.into()
+        }),
+        scanning::Event::Summary(it) => Event::Summary(pb::ScanSummary {
+            discovered: it.discovered,
+            message: it.message,
+            volumes_scanned: it.scanned,
+            volumes_skipped: it.skipped,
+            volumes_failed: it.failed,
+        }),
     }
 }

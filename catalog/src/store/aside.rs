@@ -1,6 +1,6 @@
 //! What is kept beside the library: uploads under way, the trash, what agents have yet to do.
 
-use isotope_proto::id::{ImageId, Ino, NodeId, UploadId, VolumeId};
+use isotope_proto::id::{ImageId, Ino, NodeId, PoolId, UploadId, VolumeId};
 use isotope_proto::image::Stamp;
 use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::refusal::{Reason, Refusal};
@@ -75,6 +75,49 @@ impl Rows<'_> {
         self.one(sql, params, |row| Ok(ImageId::from_bytes(row.get(0)?)))
     }
 
+    /// The files of a volume that nothing is yet to be done with: each image, and its path.
+    pub(crate) fn settled_files(
+        &self,
+        volume: VolumeId,
+    ) -> Result<Vec<(ImageId, VolumePath)>, Refusal> {
+        let sql = "SELECT image, path FROM replica WHERE volume = ?1 AND NOT EXISTS (
+                       SELECT 1 FROM file_task
+                       WHERE file_task.volume = replica.volume AND file_task.image = replica.image)";
+        self.all(sql, [volume.as_bytes()], |row| {
+            let path = parsed(row, 1, |path: String| VolumePath::parse(&path))?;
+            Ok((ImageId::from_bytes(row.get(0)?), path))
+        })
+    }
+
+    /// Images all of whose files lie in a pool.
+    pub(crate) fn images_only_in(&self, pool: PoolId) -> Result<u64, Refusal> {
+        let sql = "SELECT count(DISTINCT image) FROM replica AS here
+                   JOIN volume ON volume.id = here.volume
+                   WHERE volume.pool = ?1 AND NOT EXISTS (
+                       SELECT 1 FROM replica AS other JOIN volume AS at ON at.id = other.volume
+                       WHERE other.image = here.image AND at.pool <> ?1)";
+        let count = self.one(sql, [pool.as_bytes()], |row| row.get::<_, i64>(0))?;
+        Ok(count.unwrap_or(0).unsigned_abs())
+    }
+
+    /// Images with a file on a volume.
+    pub(crate) fn images_on(&self, volume: VolumeId) -> Result<Vec<ImageId>, Refusal> {
+        let sql = "SELECT DISTINCT image FROM replica WHERE volume = ?1";
+        self.all(sql, [volume.as_bytes()], |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    }
+
+    /// Whether a file is being written to a volume.
+    pub(crate) fn is_written_to(&self, volume: VolumeId) -> Result<bool, Refusal> {
+        let sql = "SELECT 1 FROM upload WHERE volume = ?1";
+        Ok(self.one(sql, [volume.as_bytes()], |_| Ok(()))?.is_some())
+    }
+
+    /// Whether a file is being written through a node.
+    pub(crate) fn is_written_by(&self, node: NodeId) -> Result<bool, Refusal> {
+        let sql = "SELECT 1 FROM upload WHERE node = ?1";
+        Ok(self.one(sql, [node.as_bytes()], |_| Ok(()))?.is_some())
+    }
+
     pub(crate) fn trashed(&self, image: ImageId) -> Result<Option<Trashed>, Refusal> {
         let found = self.trash_where("WHERE image = ?1", [image.as_bytes()])?;
         Ok(found.into_iter().next())
@@ -112,6 +155,24 @@ impl Rows<'_> {
 }
 
 impl Edits<'_> {
+    /// Nothing is to be done any more on a volume, nor had back from its trash.
+    pub(crate) fn forget_volume(&mut self, volume: VolumeId) -> Result<(), Refusal> {
+        self.execute("DELETE FROM file_task WHERE volume = ?1", [volume.as_bytes()])?;
+        for trashed in self.trash()? {
+            let image = &trashed.image;
+            if image.replicas.iter().all(|it| it.volume != volume) {
+                continue;
+            }
+            self.take_from_trash(image.id)?;
+            let mut rest = trashed.clone();
+            rest.image.replicas.retain(|replica| replica.volume != volume);
+            if !rest.image.replicas.is_empty() {
+                self.put_in_trash(&rest)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn reserve(&mut self, it: &Reserved) -> Result<(), Refusal> {
         self.execute(
             "INSERT INTO upload (id, image, ino, parent, name, mode, volume, node)

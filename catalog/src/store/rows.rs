@@ -90,6 +90,11 @@ impl<'a> Rows<'a> {
         self.one(&format!("{FOLDER} WHERE ino = ?1"), [sql_int(ino.0)], folder_of)
     }
 
+    /// Folders whose default is a pool.
+    pub(crate) fn folders_by_default(&self, pool: PoolId) -> Result<Vec<Folder>, Refusal> {
+        self.all(&format!("{FOLDER} WHERE default_pool = ?1"), [pool.as_bytes()], folder_of)
+    }
+
     /// A folder that must be there, for an entry leads to it.
     pub(crate) fn folder_known(&self, ino: Ino) -> Result<Folder, Refusal> {
         self.folder(ino)?.ok_or_else(|| {
@@ -167,11 +172,11 @@ impl<'a> Rows<'a> {
     }
 
     pub(crate) fn node(&self, id: NodeId) -> Result<Option<Node>, Refusal> {
-        self.one("SELECT id, name, address FROM node WHERE id = ?1", [id.as_bytes()], node_of)
+        self.one("SELECT id, name, address, host FROM node WHERE id = ?1", [id.as_bytes()], node_of)
     }
 
     pub(crate) fn nodes(&self) -> Result<Vec<Node>, Refusal> {
-        self.all("SELECT id, name, address FROM node ORDER BY name, id", [], node_of)
+        self.all("SELECT id, name, address, host FROM node ORDER BY name, id", [], node_of)
     }
 
     pub(crate) fn pools(&self) -> Result<Vec<Pool>, Refusal> {
@@ -329,7 +334,12 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
 }
 
 fn node_of(row: &Row<'_>) -> rusqlite::Result<Node> {
-    Ok(Node { id: NodeId::from_bytes(row.get(0)?), name: row.get(1)?, address: row.get(2)? })
+    Ok(Node {
+        id: NodeId::from_bytes(row.get(0)?),
+        name: row.get(1)?,
+        address: row.get(2)?,
+        host: row.get(3)?,
+    })
 }
 
 fn replica_of(row: &Row<'_>) -> rusqlite::Result<Replica> {

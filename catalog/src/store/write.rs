@@ -194,9 +194,10 @@ impl<'a> Edits<'a> {
             return self.execute("DELETE FROM node WHERE id = ?1", [node.id.as_bytes()]);
         }
         self.execute(
-            "INSERT INTO node (id, name, address) VALUES (?1, ?2, ?3)
-             ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address",
-            params![node.id.as_bytes(), node.name, node.address],
+            "INSERT INTO node (id, name, address, host) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, address = excluded.address,
+                 host = excluded.host",
+            params![node.id.as_bytes(), node.name, node.address, node.host],
         )
     }
 

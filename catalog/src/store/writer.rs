@@ -17,10 +17,9 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::log;
-use super::rows::parsed;
 use super::write::Edits;
 use crate::feed::Feed;
-use crate::{clock, library, nodes, reconcile, uploads};
+use crate::{clock, library, nodes, pools, reconcile, uploads};
 
 /// Changes made durable by one sync: it bounds how long the first of them waits.
 const GROUP_MAX: usize = 64;
@@ -90,6 +89,28 @@ pub(crate) enum Verb {
         volume: VolumeId,
         done: Vec<TaskDone>,
     },
+    MakePool {
+        name: String,
+        assigned: Vec<NodeId>,
+    },
+    AssignPool {
+        name: String,
+        assigned: Vec<NodeId>,
+    },
+    RenamePool {
+        name: String,
+        to: String,
+    },
+    RemovePool {
+        name: String,
+    },
+    RenameNode {
+        node: NodeId,
+        to: String,
+    },
+    RemoveNode {
+        node: NodeId,
+    },
 }
 
 impl Verb {
@@ -110,6 +131,12 @@ impl Verb {
             Self::Restore { .. } => "restore",
             Self::Purge { .. } => "purge",
             Self::TasksDone { .. } => "tasks_done",
+            Self::MakePool { .. } => "make_pool",
+            Self::AssignPool { .. } => "assign_pool",
+            Self::RenamePool { .. } => "rename_pool",
+            Self::RemovePool { .. } => "remove_pool",
+            Self::RenameNode { .. } => "rename_node",
+            Self::RemoveNode { .. } => "remove_node",
         }
     }
 }
@@ -254,20 +281,6 @@ fn carry_out(
     Ok(Done::Made(Committed { change: Arc::new(change), outcome }))
 }
 
-/// The files of a volume that nothing is yet to be done with: each image, and its path.
-fn settled_files(
-    edits: &Edits<'_>,
-    volume: VolumeId,
-) -> Result<Vec<(ImageId, VolumePath)>, Refusal> {
-    let sql = "SELECT image, path FROM replica WHERE volume = ?1 AND NOT EXISTS (
-                   SELECT 1 FROM file_task
-                   WHERE file_task.volume = replica.volume AND file_task.image = replica.image)";
-    edits.all(sql, [volume.as_bytes()], |row| {
-        let path = parsed(row, 1, |path: String| VolumePath::parse(&path))?;
-        Ok((ImageId::from_bytes(row.get(0)?), path))
-    })
-}
-
 /// The rule that each verb stands for.
 fn decide(
     db: &Connection,
@@ -283,7 +296,7 @@ fn decide(
         Verb::ApplyFiles { volume, changes, everything } => {
             let images = reconcile::apply(edits, *volume, changes, now)?;
             if let Some(paths) = everything {
-                let settled = settled_files(edits, *volume)?;
+                let settled = edits.settled_files(*volume)?;
                 reconcile::lose_others(edits, *volume, settled, paths, now)?;
             }
             return Ok(Outcome::Images(images));
@@ -314,6 +327,12 @@ fn decide(
             return Ok(Outcome::Purged { images, size_bytes });
         }
         Verb::TasksDone { volume, done } => uploads::tasks_done(edits, *volume, done)?,
+        Verb::MakePool { name, assigned } => pools::make(edits, name, assigned, now)?,
+        Verb::AssignPool { name, assigned } => pools::assign(edits, name, assigned)?,
+        Verb::RenamePool { name, to } => pools::rename(edits, name, to)?,
+        Verb::RemovePool { name } => pools::remove(edits, name, now)?,
+        Verb::RenameNode { node, to } => pools::rename_node(edits, *node, to)?,
+        Verb::RemoveNode { node } => pools::remove_node(edits, *node)?,
     }
     Ok(Outcome::Nothing)
 }

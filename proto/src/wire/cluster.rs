@@ -3,23 +3,31 @@
 use std::collections::BTreeSet;
 
 use super::tree::format_in;
-use super::{Malformed, each, ids, required};
+use super::{Malformed, each, ids, required, time_in, time_out};
 use crate::cluster::{Access, Live, Node, Pool, Sight, Space, Volume, VolumeState, Watcher};
 use crate::id::{BootId, ImageId, NodeId, PoolId, VolumeId};
 use crate::name::VolumePath;
 use crate::pb;
-use crate::report::{FileChange, FileEvent, FoundFile, Hello, OfferedVolume, ScanOutcome};
+use crate::report::{
+    Backlog, FileChange, FileEvent, FormerFile, FoundFile, Hello, OfferedVolume, ScanCounts,
+    ScanOutcome,
+};
 
 impl From<Node> for pb::Node {
     fn from(node: Node) -> Self {
-        Self { id: node.id.into(), name: node.name, address: node.address }
+        Self { id: node.id.into(), name: node.name, address: node.address, host: node.host }
     }
 }
 
 impl TryFrom<pb::Node> for Node {
     type Error = Malformed;
     fn try_from(node: pb::Node) -> Result<Self, Malformed> {
-        Ok(Self { id: NodeId::try_from(&*node.id)?, name: node.name, address: node.address })
+        Ok(Self {
+            id: NodeId::try_from(&*node.id)?,
+            name: node.name,
+            address: node.address,
+            host: node.host,
+        })
     }
 }
 
@@ -182,7 +190,7 @@ impl From<Hello> for pb::Hello {
     fn from(hello: Hello) -> Self {
         Self {
             node_id: hello.node.id.into(),
-            node_name: hello.node.name,
+            node_name: hello.node.host,
             address: hello.node.address,
             boot_id: hello.boot.into(),
             version: hello.version,
@@ -197,8 +205,9 @@ impl TryFrom<pb::Hello> for Hello {
         Ok(Self {
             node: Node {
                 id: NodeId::try_from(&*hello.node_id)?,
-                name: hello.node_name,
+                name: hello.node_name.clone(),
                 address: hello.address,
+                host: hello.node_name,
             },
             boot: BootId::try_from(&*hello.boot_id)?,
             version: hello.version,
@@ -257,7 +266,8 @@ impl From<FileChange> for pb::ImageEvent {
         Self {
             r#type: pb::ImageEventType::from(change.event).into(),
             image: Some(change.file.into()),
-            time: None,
+            time: time_out(change.found),
+            previous: change.previous.map(Into::into),
         }
     }
 }
@@ -274,7 +284,62 @@ impl TryFrom<pb::ImageEvent> for FileChange {
                 return Err(Malformed::Unknown { field: "type", value: event.r#type.into() });
             }
         };
-        Ok(Self { event: kind, file: required("image", event.image)?.try_into()? })
+        Ok(Self {
+            event: kind,
+            file: required("image", event.image)?.try_into()?,
+            previous: event.previous.map(FormerFile::try_from).transpose()?,
+            found: time_in("time", event.time)?,
+        })
+    }
+}
+
+impl From<FormerFile> for pb::FormerFile {
+    fn from(file: FormerFile) -> Self {
+        Self {
+            image_id: file.image.into(),
+            path: file.path.to_string(),
+            stamp: Some(file.stamp.into()),
+        }
+    }
+}
+
+impl TryFrom<pb::FormerFile> for FormerFile {
+    type Error = Malformed;
+    fn try_from(file: pb::FormerFile) -> Result<Self, Malformed> {
+        Ok(Self {
+            image: ImageId::try_from(&*file.image_id)?,
+            path: VolumePath::parse(&file.path)?,
+            stamp: required("previous.stamp", file.stamp)?.into(),
+        })
+    }
+}
+
+/// Without the volume, which the sender of the message fills in.
+impl From<Backlog> for pb::Backlog {
+    fn from(backlog: Backlog) -> Self {
+        let Backlog { files, size_bytes, bytes_per_second } = backlog;
+        Self { volume_id: Vec::new(), files, size_bytes, bytes_per_second }
+    }
+}
+
+impl From<pb::Backlog> for Backlog {
+    fn from(backlog: pb::Backlog) -> Self {
+        let pb::Backlog { files, size_bytes, bytes_per_second, .. } = backlog;
+        Self { files, size_bytes, bytes_per_second }
+    }
+}
+
+impl From<ScanCounts> for pb::ScanCounts {
+    fn from(counts: ScanCounts) -> Self {
+        let ScanCounts { files_seen, created, updated, deleted, suspect } = counts;
+        Self { files_seen, created, updated, deleted, suspect }
+    }
+}
+
+impl From<pb::ScanCounts> for ScanCounts {
+    fn from(counts: pb::ScanCounts) -> Self {
+        let pb::ScanCounts { files_seen, created, updated, deleted, suspect } = counts;
+        Self { files_seen, created, updated, deleted, suspect }
     }
 }
 
@@ -299,10 +364,7 @@ impl From<ScanOutcome> for pb::ScanResult {
             pool: String::new(),
             volume_id: Vec::new(),
             node: String::new(),
-            files_seen: outcome.files_seen,
-            created: outcome.created,
-            updated: outcome.updated,
-            deleted: outcome.deleted,
+            counts: Some(outcome.counts.into()),
             problems: outcome.problems.into_iter().map(problem).collect(),
             failure: outcome.failure,
         }
@@ -312,10 +374,7 @@ impl From<ScanOutcome> for pb::ScanResult {
 impl From<pb::ScanResult> for ScanOutcome {
     fn from(result: pb::ScanResult) -> Self {
         Self {
-            files_seen: result.files_seen,
-            created: result.created,
-            updated: result.updated,
-            deleted: result.deleted,
+            counts: result.counts.map(Into::into).unwrap_or_default(),
             problems: result.problems.into_iter().map(|p| (p.path, p.reason)).collect(),
             failure: result.failure,
         }

@@ -12,11 +12,12 @@ use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::pb::feed_service_client::FeedServiceClient;
 use isotope_proto::pb::library_service_client::LibraryServiceClient;
 use isotope_proto::pb::watch_event::Event;
-use isotope_proto::pb::{self, agent_message};
+use isotope_proto::pb::{self, agent_message, catalog_message};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::time::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -67,7 +68,8 @@ impl Core {
     async fn start() -> Self {
         let state = tempfile::tempdir().expect("a directory");
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let config = Config { listen, state: state.path().to_owned() };
+        let scan_every = std::time::Duration::from_secs(300);
+        let config = Config { listen, state: state.path().to_owned(), scan_every };
         let catalog = Catalog::build(config).await.expect("a catalogue");
         let url = format!("http://{}", catalog.address());
         let stop = CancellationToken::new();
@@ -171,8 +173,8 @@ async fn report_images(channel: Channel) {
         volume_id: vec![2; 16],
         pool_name: "isos".to_owned(),
         path: "/isos".to_owned(),
-        offline_reason: Some("only a test's".to_owned()),
-        space: None,
+        offline_reason: None,
+        space: Some(pb::Space::default()),
     };
     let hello = pb::Hello {
         node_id: node.into(),
@@ -183,9 +185,14 @@ async fn report_images(channel: Channel) {
         volumes: vec![volume],
     };
     let hello = pb::AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
-    let mut session =
-        agents.session(tokio_stream::iter([hello])).await.expect("a session").into_inner();
-    session.message().await.expect("an answer").expect("welcome");
+    let session = agents.session(tokio_stream::once(hello).chain(tokio_stream::pending())).await;
+    let mut session = session.expect("a session").into_inner();
+    let lease_id = loop {
+        let heard = session.message().await.expect("an answer").expect("a message");
+        if let Some(catalog_message::Message::Keep(keep)) = heard.message {
+            break keep.lease_id;
+        }
+    };
     let image = |n: u8| pb::ImageEvent {
         r#type: pb::ImageEventType::Created.into(),
         image: Some(pb::FoundImage {
@@ -196,12 +203,14 @@ async fn report_images(channel: Channel) {
             os: Some(pb::Os::default()),
             folder_hint: (n < 2).then(|| "/a".to_owned()),
         }),
-        time: None,
+        time: Some(Default::default()),
+        previous: None,
     };
     let report = pb::NotifyImageChangesRequest {
         node_id: node.into(),
         volume_id: vec![2; 16],
         events: (0..3).map(image).collect(),
+        lease_id,
         ..Default::default()
     };
     let first = agents.notify_image_changes(report.clone()).await.expect("taken").into_inner();

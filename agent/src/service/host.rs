@@ -1,0 +1,106 @@
+//! What the catalogue asks of this host, beside what it sends on the session.
+
+use std::path::Path;
+
+use isotope_proto::id::{NodeId, VolumeId};
+use isotope_proto::pb;
+use isotope_proto::pb::host_service_server::HostService;
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::wire::Malformed;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use crate::host::{Host, Inspection};
+use crate::layout::Layout;
+
+pub(super) struct Hosts(pub(super) Host);
+
+#[tonic::async_trait]
+impl HostService for Hosts {
+    async fn reconnect(
+        &self,
+        _: Request<pb::ReconnectRequest>,
+    ) -> Result<Response<pb::ReconnectReply>, Status> {
+        self.0.wake.notify_one();
+        Ok(Response::new(pb::ReconnectReply { node_id: self.0.node.into() }))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<pb::InspectRequest>,
+    ) -> Result<Response<pb::InspectReply>, Status> {
+        let pb::InspectRequest { dir, layout, count } = request.into_inner();
+        let layout = layout.map(layout_in).transpose()?;
+        let host = self.0.clone();
+        let looked = aside(move || Ok(host.inspect(Path::new(&dir), layout.as_ref(), count)));
+        let Inspection { problem, volume, images, size_bytes, not_taken } = looked.await?;
+        let not_taken = not_taken.into_iter().map(|(path, reason)| pb::NotTaken { path, reason });
+        Ok(Response::new(pb::InspectReply {
+            problem,
+            volume_id: volume.map(Into::into).unwrap_or_default(),
+            images,
+            size_bytes,
+            not_taken: not_taken.collect(),
+        }))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<pb::AttachRequest>,
+    ) -> Result<Response<pb::AttachReply>, Status> {
+        let pb::AttachRequest { dir, pool, layout } = request.into_inner();
+        let layout = layout.map(layout_in).transpose()?;
+        let host = self.0.clone();
+        info!(dir, pool, "a directory is attached");
+        let id = aside(move || host.attach(Path::new(&dir), &pool, layout.as_ref())).await?;
+        Ok(Response::new(pb::AttachReply { volume_id: id.into() }))
+    }
+
+    async fn detach(
+        &self,
+        request: Request<pb::DetachRequest>,
+    ) -> Result<Response<pb::DetachReply>, Status> {
+        let id = VolumeId::try_from(&*request.into_inner().volume_id).map_err(Malformed::from)?;
+        let host = self.0.clone();
+        info!(volume = %id, "a volume is detached");
+        aside(move || host.detach(id)).await?;
+        Ok(Response::new(pb::DetachReply {}))
+    }
+
+    async fn write_nonce(
+        &self,
+        request: Request<pb::WriteNonceRequest>,
+    ) -> Result<Response<pb::WriteNonceReply>, Status> {
+        let pb::WriteNonceRequest { volume_id, nonce } = request.into_inner();
+        let id = VolumeId::try_from(&*volume_id).map_err(Malformed::from)?;
+        let host = self.0.clone();
+        aside(move || host.write_nonce(id, &nonce)).await?;
+        Ok(Response::new(pb::WriteNonceReply {}))
+    }
+
+    async fn read_nonce(
+        &self,
+        request: Request<pb::ReadNonceRequest>,
+    ) -> Result<Response<pb::ReadNonceReply>, Status> {
+        let pb::ReadNonceRequest { volume_id, node_id } = request.into_inner();
+        let id = VolumeId::try_from(&*volume_id).map_err(Malformed::from)?;
+        let writer = NodeId::try_from(&*node_id).map_err(Malformed::from)?;
+        let host = self.0.clone();
+        let nonce = aside(move || host.read_nonce(id, writer)).await?;
+        Ok(Response::new(pb::ReadNonceReply { nonce }))
+    }
+}
+
+fn layout_in(layout: pb::Layout) -> Result<Layout, Refusal> {
+    let dir = if layout.dir.is_empty() { "iso" } else { &layout.dir };
+    Layout::new(dir, &layout.include, layout.read_only)
+        .map_err(|error| Refusal::new(Reason::Malformed, error.to_string()))
+}
+
+/// Work that may wait for a disk.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Refusal::new(Reason::Storage, error.to_string()))?
+}

@@ -1,0 +1,277 @@
+//! Telling the catalogue what differs, batch by batch, and taking what it made of each into the
+//! index. The index is what the catalogue confirmed, and nothing else: so what it has yet to be told
+//! is the difference between the index and the disk, which outlives every restart of either side,
+//! and what was told and not confirmed is told again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isotope_proto::id::{ImageId, Incarnation, LeaseId, NodeId};
+use isotope_proto::image::ImageFormat;
+use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
+use isotope_proto::pb;
+use isotope_proto::pb::agent_service_client::AgentServiceClient;
+use isotope_proto::refusal::Refusal;
+use isotope_proto::report::{
+    FILE_CHANGES_MAX, FileChange, FileEvent, FormerFile, FoundFile, ScanCounts,
+};
+use tonic::transport::Channel;
+use tracing::warn;
+
+use crate::clock;
+use crate::identify::identify_by_name;
+use crate::index::{Index, Known};
+use crate::layout::Layout;
+use crate::plan::{Ending, Plan};
+use crate::reconcile::Difference;
+use crate::volume::Volume;
+
+/// The catalogue gets so long for one report; it may be syncing a slow disk.
+const REPORT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The catalogue that this agent is connected to now, as the keeper of a volume.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) client: AgentServiceClient<Channel>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) node: NodeId,
+    pub(crate) lease: LeaseId,
+}
+
+/// Tells everything that a plan says. `progress` hears what was told so far.
+pub(crate) async fn tell(
+    volume: &Arc<Volume>,
+    link: &mut Link,
+    plan: Plan,
+    counts: &mut ScanCounts,
+    progress: &(impl Fn(ScanCounts) + Sync),
+) -> Result<(), String> {
+    if plan.introduction.is_some() && !plan.differences.is_empty() {
+        volume.index_mut().begin_introduction();
+    }
+    let mut batches = plan.differences.chunks(FILE_CHANGES_MAX).map(<[_]>::to_vec);
+    let mut next = batches.next().map(|batch| describe(volume, batch));
+    while let Some(described) = next {
+        let (batch, changes) = described.await.map_err(|error| error.to_string())?;
+        // The disk reads on while the catalogue writes.
+        next = batches.next().map(|batch| describe(volume, batch));
+        let events = changes.into_iter().map(Into::into).collect();
+        let ids = report(volume, link, events, None).await?;
+        confirm(&mut volume.index_mut(), &batch, &ids)?;
+        count(counts, &batch);
+        progress(*counts);
+    }
+    match plan.introduction {
+        None | Some(Ending::Open) => return Ok(()),
+        Some(Ending::Everything(paths)) => {
+            let everything = Some(paths.into_iter().collect());
+            report(volume, link, Vec::new(), everything).await?;
+        }
+        Some(Ending::TooMany) => warn!(
+            volume = %volume.id,
+            "too many files to tell the catalogue all at once; it may keep some that are gone"
+        ),
+    }
+    volume.index_mut().end_introduction(link.incarnation);
+    Ok(())
+}
+
+/// Reads what the files of a batch are, aside from the async threads.
+fn describe(
+    volume: &Arc<Volume>,
+    batch: Vec<Difference>,
+) -> tokio::task::JoinHandle<(Vec<Difference>, Vec<FileChange>)> {
+    let volume = Arc::clone(volume);
+    tokio::task::spawn_blocking(move || {
+        let layout = volume.layout();
+        let changes = batch.iter().map(|difference| told(&layout, difference)).collect();
+        (batch, changes)
+    })
+}
+
+fn count(counts: &mut ScanCounts, batch: &[Difference]) {
+    for difference in batch {
+        match difference.event {
+            // Introduced anew, not found: it was known all along.
+            FileEvent::Created if difference.image.is_some() => {}
+            FileEvent::Created => counts.created += 1,
+            FileEvent::Updated | FileEvent::Moved => counts.updated += 1,
+            FileEvent::Deleted => counts.deleted += 1,
+        }
+    }
+}
+
+/// Reports to the catalogue; returns the image of each event's file.
+async fn report(
+    volume: &Volume,
+    link: &mut Link,
+    events: Vec<pb::ImageEvent>,
+    everything: Option<pb::VolumePaths>,
+) -> Result<Vec<ImageId>, String> {
+    let mut request = tonic::Request::new(pb::NotifyImageChangesRequest {
+        node_id: link.node.into(),
+        volume_id: volume.id.into(),
+        events,
+        everything,
+        lease_id: link.lease.into(),
+    });
+    request.set_timeout(REPORT_DEADLINE);
+    let reply = link
+        .client
+        .notify_image_changes(request)
+        .await
+        .map_err(|status| format!("the catalogue refused the report: {}", Refusal::from(status)))?
+        .into_inner();
+    let ids = reply.image_ids.iter().map(|id| ImageId::try_from(&**id));
+    ids.collect::<Result<_, _>>().map_err(|error| format!("the catalogue's answer: {error}"))
+}
+
+/// Takes a batch that the catalogue confirmed into the index.
+fn confirm(index: &mut Index, batch: &[Difference], ids: &[ImageId]) -> Result<(), String> {
+    if batch.len() != ids.len() {
+        let (asked, got) = (batch.len(), ids.len());
+        return Err(format!("the catalogue answered for {got} files when told of {asked}"));
+    }
+    for (difference, image) in batch.iter().zip(ids) {
+        if let Some((from, _)) = &difference.before
+            && *from != difference.path
+        {
+            index.remove(from);
+        }
+        if difference.event == FileEvent::Deleted {
+            index.remove(&difference.path);
+        } else {
+            let known = Known { image: *image, stamp: difference.stamp };
+            index.insert(difference.path.clone(), known);
+        }
+    }
+    Ok(())
+}
+
+/// A difference in the words of a report.
+fn told(layout: &Layout, difference: &Difference) -> FileChange {
+    let name = difference.path.file_name();
+    let file = FoundFile {
+        image: difference.image.unwrap_or_else(|| ImageId::mint(clock::now())),
+        path: difference.path.clone(),
+        stamp: difference.stamp,
+        // An upload may have any name.
+        format: ImageFormat::of_name(name).unwrap_or(ImageFormat::Img),
+        os: identify_by_name(name),
+        folder: folder_hint(layout, &difference.path),
+    };
+    let former = |(path, known): &(VolumePath, Known)| FormerFile {
+        image: known.image,
+        path: path.clone(),
+        stamp: known.stamp,
+    };
+    FileChange {
+        event: difference.event,
+        file,
+        previous: difference.before.as_ref().map(former),
+        found: clock::now(),
+    }
+}
+
+/// The folder that a file's sub-directory asks for; below the fifth level the rest joins it.
+fn folder_hint(layout: &Layout, path: &VolumePath) -> Option<FolderPath> {
+    let below = path.as_str().strip_prefix(layout.image_dir())?.strip_prefix('/')?;
+    let (dirs, _) = below.rsplit_once('/')?;
+    let names = dirs.split('/').take(FOLDER_DEPTH_MAX).map(EntryName::parse);
+    FolderPath::from_names(names.collect::<Result<_, _>>().ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::image::Stamp;
+
+    use super::*;
+    use crate::plan::plan;
+    use crate::walk::Seen;
+
+    #[test]
+    fn sub_directories_become_folders() {
+        for (path, folder) in [
+            ("iso/a.iso", None),
+            ("iso/linux/a.iso", Some("/linux")),
+            ("iso/1/2/3/4/5/a.iso", Some("/1/2/3/4/5")),
+            ("iso/1/2/3/4/5/6/7/a.iso", Some("/1/2/3/4/5")),
+        ] {
+            let path = VolumePath::parse(path).expect("a path");
+            assert_eq!(
+                folder_hint(&Layout::default(), &path).map(|it| it.to_string()).as_deref(),
+                folder,
+                "{path}"
+            );
+        }
+    }
+
+    fn difference(event: FileEvent, path: &str, n: u8) -> Difference {
+        Difference {
+            event,
+            path: VolumePath::parse(path).expect("a path"),
+            stamp: Stamp { inode: n.into(), size_bytes: 1, mtime_ns: 1 },
+            image: None,
+            before: None,
+        }
+    }
+
+    #[test]
+    fn every_difference_is_told_and_confirmed_under_its_own_id() {
+        // An upload's name need not be an image's; left out, it would shift the ids behind it.
+        let batch = [
+            difference(FileEvent::Created, "iso/noext", 1),
+            difference(FileEvent::Created, "iso/a.iso", 2),
+        ];
+        let told: Vec<_> = batch.iter().map(|it| told(&Layout::default(), it)).collect();
+        assert_eq!(told.len(), 2);
+        assert_eq!(told[0].file.format, ImageFormat::Img);
+        let ids: Vec<_> = told.iter().map(|change| change.file.image).collect();
+        let mut index = Index::default();
+        confirm(&mut index, &batch, &ids).expect("confirmed");
+        let at = |id| index.locate(id).map(|(path, _)| path.as_str());
+        assert_eq!(
+            ids.iter().map(|id| at(*id)).collect::<Vec<_>>(),
+            [Some("iso/noext"), Some("iso/a.iso")]
+        );
+        assert!(confirm(&mut index, &batch, &ids[1..]).is_err(), "one answer for two");
+    }
+
+    #[test]
+    fn what_is_only_told_again_is_no_discovery() {
+        let new = difference(FileEvent::Created, "iso/new.iso", 1);
+        let known = Difference { image: Some(ImageId::from_bytes([7; 16])), ..new.clone() };
+        let mut counts = ScanCounts::default();
+        count(&mut counts, &[new, known]);
+        assert_eq!(counts.created, 1);
+    }
+
+    #[test]
+    fn an_interrupted_introduction_keeps_ids_and_bytes() {
+        let (old, new) = (Incarnation::from_bytes([1; 16]), Incarnation::from_bytes([2; 16]));
+        let mut index = Index::default();
+        let files = ["iso/a.iso", "iso/b.iso"].map(|it| difference(FileEvent::Created, it, 1));
+        let files = [
+            files[0].clone(),
+            Difference { stamp: Stamp { inode: 2, ..files[1].stamp }, ..files[1].clone() },
+        ];
+        let ids = [ImageId::from_bytes([7; 16]), ImageId::from_bytes([8; 16])];
+        confirm(&mut index, &files, &ids).expect("confirmed");
+        index.end_introduction(old);
+        let seen = Seen {
+            files: files.iter().map(|it| (it.path.clone(), it.stamp)).collect(),
+            ..Seen::default()
+        };
+        // One of two files was confirmed when the connection broke.
+        let made = plan(&index, &seen, &Layout::default(), new);
+        index.begin_introduction();
+        confirm(&mut index, &made.differences[..1], &ids[..1]).expect("confirmed");
+        assert!(ids.iter().all(|id| index.locate(*id).is_some()), "both are served");
+        for catalog in [old, new] {
+            let again = plan(&index, &seen, &Layout::default(), catalog);
+            let proposed: Vec<_> = again.differences.iter().filter_map(|it| it.image).collect();
+            assert_eq!(proposed, ids, "told anew, under the same ids");
+            assert!(again.introduction.is_some());
+        }
+    }
+}

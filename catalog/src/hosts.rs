@@ -1,0 +1,109 @@
+//! Calls to agents at their advertised addresses, each with a deadline: what cannot wait for, or
+//! does not belong on, an agent's session.
+
+use std::time::Duration;
+
+use isotope_proto::cluster::Node;
+use isotope_proto::id::{NodeId, VolumeId};
+use isotope_proto::pb;
+use isotope_proto::pb::host_service_client::HostServiceClient;
+use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::wire::Malformed;
+use tonic::transport::{Channel, Endpoint};
+
+/// For an agent that is there, on one network.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// For one call; a walk of a large directory is the longest.
+const CALL_MAX: Duration = Duration::from_secs(60);
+/// A disk that takes longer to write a line is in trouble.
+const NONCE_MAX: Duration = Duration::from_secs(5);
+
+/// One agent, connected to.
+pub(crate) struct Host {
+    client: HostServiceClient<Channel>,
+    name: String,
+}
+
+impl Host {
+    pub(crate) async fn connect(node: &Node) -> Result<Self, Refusal> {
+        let unreachable = |why: String| {
+            let text =
+                format!("cannot reach the agent of {} at {}: {why}", node.name, node.address);
+            Refusal::new(Reason::Unavailable, text)
+        };
+        let endpoint = Endpoint::from_shared(format!("http://{}", node.address))
+            .map_err(|error| unreachable(error.to_string()))?
+            .connect_timeout(CONNECT_MAX);
+        let connected = tokio::time::timeout(CONNECT_MAX, endpoint.connect()).await;
+        let channel = connected
+            .map_err(|_| unreachable("it does not answer".to_owned()))?
+            .map_err(|error| unreachable(error.to_string()))?;
+        Ok(Self { client: HostServiceClient::new(channel), name: node.name.clone() })
+    }
+
+    fn failed(&self, status: tonic::Status) -> Refusal {
+        let refusal = Refusal::from(status);
+        Refusal::new(refusal.reason, format!("{}: {}", self.name, refusal.text))
+    }
+
+    /// Asks it to connect to the catalogue now.
+    pub(crate) async fn reconnect(&mut self) -> Result<(), Refusal> {
+        let request = limited(pb::ReconnectRequest {}, CONNECT_MAX);
+        self.client.reconnect(request).await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    pub(crate) async fn inspect(
+        &mut self,
+        dir: &str,
+        layout: Option<pb::Layout>,
+        count: bool,
+    ) -> Result<pb::InspectReply, Refusal> {
+        let request = pb::InspectRequest { dir: dir.to_owned(), layout, count };
+        let reply = self.client.inspect(limited(request, CALL_MAX)).await;
+        Ok(reply.map_err(|error| self.failed(error))?.into_inner())
+    }
+
+    pub(crate) async fn attach(
+        &mut self,
+        dir: &str,
+        pool: &str,
+        layout: Option<pb::Layout>,
+    ) -> Result<VolumeId, Refusal> {
+        let request = pb::AttachRequest { dir: dir.to_owned(), pool: pool.to_owned(), layout };
+        let reply = self.client.attach(limited(request, CALL_MAX)).await;
+        let reply = reply.map_err(|error| self.failed(error))?.into_inner();
+        Ok(VolumeId::try_from(&*reply.volume_id).map_err(Malformed::from)?)
+    }
+
+    pub(crate) async fn detach(&mut self, volume: VolumeId) -> Result<(), Refusal> {
+        let request = limited(pb::DetachRequest { volume_id: volume.into() }, CALL_MAX);
+        self.client.detach(request).await.map(drop).map_err(|error| self.failed(error))
+    }
+
+    pub(crate) async fn write_nonce(
+        &mut self,
+        volume: VolumeId,
+        nonce: Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let request = pb::WriteNonceRequest { volume_id: volume.into(), nonce };
+        let written = self.client.write_nonce(limited(request, NONCE_MAX)).await;
+        written.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// The nonce that another node wrote.
+    pub(crate) async fn read_nonce(
+        &mut self,
+        volume: VolumeId,
+        writer: NodeId,
+    ) -> Result<Vec<u8>, Refusal> {
+        let request = pb::ReadNonceRequest { volume_id: volume.into(), node_id: writer.into() };
+        let reply = self.client.read_nonce(limited(request, NONCE_MAX)).await;
+        Ok(reply.map_err(|error| self.failed(error))?.into_inner().nonce)
+    }
+}
+
+fn limited<T>(message: T, most: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(most);
+    request
+}
