@@ -5,6 +5,7 @@
 
 mod clock;
 mod content;
+pub mod digest;
 mod identify;
 mod identity;
 mod index;
