@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::{debug, info};
 
-use super::STREAM_MAX;
+use super::{STREAM_MAX, backup};
 use crate::nodes::Command;
 use crate::placement::{Choice, choose};
 use crate::scans::{Update, summary};
@@ -22,6 +22,14 @@ pub(super) struct Cluster(pub(super) Core);
 #[tonic::async_trait]
 impl ClusterService for Cluster {
     type ScanIsosStream = ReceiverStream<Result<pb::ScanEvent, Status>>;
+    type BackupStream = ReceiverStream<Result<pb::BackupChunk, Status>>;
+
+    async fn backup(
+        &self,
+        _: Request<pb::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Ok(Response::new(backup::stream(self.0.store.copy().await?)))
+    }
 
     async fn get_status(
         &self,
