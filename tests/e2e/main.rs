@@ -17,3 +17,4 @@ mod random_writes;
 mod replacing;
 mod semantics;
 mod tools;
+mod twins;
