@@ -194,7 +194,12 @@ fn prepare(
     trash_kept_ns: i64,
 ) -> Result<Incarnation, RestoreError> {
     let failed = |error| RestoreError::Place { path: new.to_owned(), error };
-    fs::copy(backup, new).map_err(failed)?;
+    // An interrupted restore's journal would be played back into this copy.
+    remove_if_there(&beside(new, "-journal")).map_err(failed)?;
+    // Not with its permissions: a backup may well be read-only.
+    let copied =
+        File::open(backup).and_then(|mut from| io::copy(&mut from, &mut File::create(new)?));
+    copied.map_err(failed)?;
     let sqlite = |error| OpenError::of(new, error);
     let mut connection = Connection::open(new).map_err(sqlite)?;
     // All in the one file, which is all that is renamed.
@@ -210,11 +215,6 @@ fn prepare(
 /// Gives the database that is there a second name. There is always one under the first: whoever
 /// starts a catalogue after an interrupted restore finds the old one.
 fn keep(place: &Path, state: &Path) -> io::Result<Option<PathBuf>> {
-    let beside = |path: &Path, ending: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(ending);
-        PathBuf::from(name)
-    };
     let log = beside(place, "-wal");
     let mut kept = None;
     if place.exists() {
@@ -229,13 +229,23 @@ fn keep(place: &Path, state: &Path) -> io::Result<Option<PathBuf>> {
         kept = Some(free);
     }
     // SQLite would take the old log for one of the new database.
-    for path in [log, beside(place, "-shm")] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-    }
+    remove_if_there(&log)?;
+    remove_if_there(&beside(place, "-shm"))?;
     Ok(kept)
+}
+
+/// One of the files that SQLite keeps beside a database.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Brings into the database what a killed catalogue had left in its log.
@@ -275,6 +285,9 @@ mod tests {
         assert_eq!(bytes.len() as u64, copied.size_bytes);
         let path = dir.join("a backup?#%.db");
         fs::write(&path, bytes).expect("written");
+        let mut readable = fs::metadata(&path).expect("there").permissions();
+        readable.set_readonly(true);
+        fs::set_permissions(&path, readable).expect("kept as backups are");
         let info = check_backup(&path).expect("whole");
         assert_eq!((info.revision, info.images), (copied.revision.0, 0));
         store.commit(None, make("later")).await.expect("made");
@@ -312,6 +325,7 @@ mod tests {
         assert!(!look(&place, "later").1 && look(&kept, "later").1);
         let (store, _) = Store::open(state, now).expect("opened");
         assert_eq!(store.incarnation(), restored.incarnation);
+        assert!(!fs::metadata(&place).expect("there").permissions().readonly());
         let refused = restore(&backup, state, now, 7);
         assert!(matches!(refused, Err(RestoreError::Open(OpenError::InUse(_)))), "{refused:?}");
     }

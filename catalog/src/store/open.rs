@@ -18,9 +18,9 @@ mod embedded {
 const APPLICATION_ID: i32 = 0x4953_4f54;
 /// Pages of the cache, in KiB (negative is SQLite's sign for KiB).
 const CACHE_KIB: i64 = -16_384;
-/// A database up to this size is looked through at each start, in a second or so; that of a library
-/// of a few hundred thousand images. A larger one is checked where it is read, and by a backup.
-const LOOKED_THROUGH_BYTES_MAX: u64 = 256 << 20;
+/// A database up to this size, that of a million images, is looked through at each start, in about
+/// a second if it is in memory. A larger one is checked where it is read, and by a backup.
+const LOOKED_THROUGH_BYTES_MAX: u64 = 512 << 20;
 /// A reader never waits for the writer in WAL mode; this is for checkpoints.
 const BUSY_MS: u64 = 5_000;
 
