@@ -1,5 +1,6 @@
 //! The commands: one file each, its arguments (whose doc comments are the help) and its function.
 
+mod catalog;
 mod config;
 mod daemon;
 mod get;
@@ -70,6 +71,7 @@ enum Command {
     Node(node::NodeArgs),
     Pool(pool::PoolArgs),
     Status(status::StatusArgs),
+    Catalog(catalog::CatalogArgs),
     Config(config::ConfigArgs),
 }
 
@@ -126,6 +128,7 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Node(args) => node::cmd_node(&args, context).await,
         Command::Pool(args) => pool::cmd_pool(&args, context).await,
         Command::Status(args) => status::cmd_status(&args, context).await,
+        Command::Catalog(args) => catalog::cmd_catalog(&args, context).await,
         Command::Config(_) => unreachable!("answered before the configuration was loaded"),
     }
 }

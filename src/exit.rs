@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use isotope_agent::AgentError;
-use isotope_catalog::{CatalogError, OpenError};
+use isotope_catalog::{CatalogError, OpenError, RestoreError};
 use isotope_fs::{MountError, MountPointError};
 use isotope_proto::id::InvalidId;
 use isotope_proto::name::InvalidName;
@@ -48,8 +48,17 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = error.downcast_ref::<CatalogError>() {
         return Some(match error {
-            CatalogError::Bind { .. } | CatalogError::Open(OpenError::InUse(_)) => CONFLICT,
-            CatalogError::Open(_) | CatalogError::Serve(_) => FAILURE,
+            CatalogError::Bind { .. } => CONFLICT,
+            CatalogError::Open(error) => open_code(error),
+            CatalogError::Serve(_) => FAILURE,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<RestoreError>() {
+        return Some(match error {
+            RestoreError::Missing(_) => NOT_FOUND,
+            RestoreError::NotABackup(_) | RestoreError::Damaged { .. } => INTEGRITY,
+            RestoreError::Open(error) => open_code(error),
+            RestoreError::Place { .. } => FAILURE,
         });
     }
     if let Some(error) = error.downcast_ref::<AgentError>() {
@@ -81,6 +90,18 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || error.is::<InvalidName>()
         || error.is::<InvalidId>();
     usage.then_some(USAGE)
+}
+
+fn open_code(error: &OpenError) -> u8 {
+    match error {
+        OpenError::InUse(_) => CONFLICT,
+        OpenError::Damaged { .. } => INTEGRITY,
+        OpenError::State { .. }
+        | OpenError::NotOurs(_)
+        | OpenError::Newer { .. }
+        | OpenError::Migrate { .. }
+        | OpenError::Sqlite { .. } => FAILURE,
+    }
 }
 
 fn refusal_code(reason: Reason) -> u8 {

@@ -5,6 +5,7 @@
 
 mod clock;
 mod content;
+pub mod digest;
 mod hints;
 mod host;
 mod identify;

@@ -23,7 +23,7 @@ mod store;
 mod uploads;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ use crate::keepers::Keepers;
 use crate::leases::Leases;
 use crate::nodes::Nodes;
 use crate::scans::Scans;
-pub use crate::store::OpenError;
+pub use crate::store::{BackupInfo, OpenError, RestoreError, Restored, check_backup};
 use crate::store::{Committed, Store, Verb};
 
 /// How long open streams get to end after a stop was asked for.
@@ -95,6 +95,16 @@ impl Core {
         self.tasks.send_modify(|count| *count = count.wrapping_add(1));
         Ok(committed)
     }
+}
+
+/// Puts a backup in the place of a catalogue's database, while no catalogue runs on it. The one
+/// that was there is kept beside it. What was changed since the backup is forgotten, except that
+/// hosts tell anew which files there are.
+///
+/// # Errors
+/// As [`RestoreError`] has them; then nothing has changed.
+pub fn restore(backup: &Path, state: &Path) -> Result<Restored, RestoreError> {
+    store::restore(backup, state, clock::now(), uploads::TRASH_KEPT_NS)
 }
 
 /// A catalogue that has its database open and its port bound.

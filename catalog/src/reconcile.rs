@@ -130,9 +130,21 @@ impl Report<'_, '_> {
         let name = EntryName::parse(file.path.file_name())?;
         let folder = self.folder_for(file)?;
         let name = free_name(self.edits, folder, &name, self.pool)?;
+        self.leave_trash(file)?;
         let image = self.make_image(file, IMAGE_MODE)?;
         add_entry(self.edits, folder, name, image.ino, self.now)?;
         Ok(image.id)
+    }
+
+    /// A catalogue that was restored from a backup may hold for trash what was had back since: what
+    /// lies in its place again must not be purged.
+    fn leave_trash(&mut self, file: &FoundFile) -> Result<(), Refusal> {
+        let Some(trashed) = self.edits.trashed(file.image)? else { return Ok(()) };
+        let is_it = |r: &Replica| r.volume == self.volume && r.stamp == file.stamp;
+        if trashed.image.replicas.iter().any(is_it) {
+            self.edits.take_from_trash(file.image)?;
+        }
+        Ok(())
     }
 
     fn make_image(&mut self, file: &FoundFile, mode: u32) -> Result<Image, Refusal> {
@@ -223,7 +235,7 @@ mod tests {
     use isotope_proto::image::{ImageFormat, Os};
     use isotope_proto::name::LibraryPath;
     use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
-    use isotope_proto::upload::{Existing, Sealed, UploadRequest};
+    use isotope_proto::upload::{Existing, Sealed, TaskDone, UploadRequest};
 
     use super::*;
     use crate::library::{self, Node};
@@ -434,5 +446,24 @@ mod tests {
         store.commit(None, publish).await.expect("published");
         end_introduction(&store, VOLUMES[0], &["iso/other.iso"]).await;
         assert!(image(&store, "/new.iso").await.is_some());
+    }
+    #[tokio::test]
+    async fn what_lies_in_its_place_again_is_not_in_the_trash() {
+        let (store, _dir) = store().await;
+        let told = [(FileEvent::Created, file(1, "iso/a.iso", 1))];
+        report(&store, VOLUMES[0], &told).await;
+        let name = EntryName::parse("a.iso").expect("a name");
+        let folder = FolderRef::Path("/linux".parse().expect("a path"));
+        store.commit(None, Verb::Remove { place: Place { folder, name } }).await.expect("removed");
+        let tasks = store.read(|rows| rows.tasks(VOLUMES[0], 9)).await.expect("read");
+        let done = tasks.into_iter().map(|task| TaskDone { task, path: None }).collect();
+        store.commit(None, Verb::TasksDone { volume: VOLUMES[0], done }).await.expect("done");
+        let trash = || store.read(|rows| Ok(rows.trash()?.len()));
+        // Another volume's copied index says nothing of this file.
+        report(&store, VOLUMES[1], &[(FileEvent::Created, file(1, "iso/b.iso", 9))]).await;
+        assert_eq!(trash().await, Ok(1));
+        report(&store, VOLUMES[0], &told).await;
+        assert_eq!(trash().await, Ok(0));
+        assert!(image(&store, "/linux/a.iso").await.is_some());
     }
 }

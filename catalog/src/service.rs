@@ -1,6 +1,7 @@
 //! The catalogue's gRPC services: decode, call, encode. No rule lives here.
 
 mod agents;
+mod backup;
 mod cluster;
 mod feed;
 mod library;

@@ -2,13 +2,14 @@
 //! beneath this module and nowhere else; no connection or transaction leaves it.
 
 mod aside;
+mod backup;
 mod log;
 mod open;
 mod rows;
 mod write;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isotope_proto::change::{Change, Record};
@@ -20,6 +21,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::feed::Feed;
 pub(crate) use aside::Reserved;
+pub use backup::{BackupInfo, RestoreError, Restored, check_backup};
+pub(crate) use backup::{Copied, restore};
 pub use open::OpenError;
 pub(crate) use rows::Rows;
 pub(crate) use write::Edits;
@@ -42,6 +45,9 @@ struct Shared {
     readers: Mutex<Vec<Connection>>,
     permits: Semaphore,
     incarnation: Incarnation,
+    state: PathBuf,
+    /// For the one copy that may be made at a time.
+    copying: Arc<Semaphore>,
     /// Held for the life of the process: two catalogues on one database would both write.
     _lock: std::fs::File,
 }
@@ -67,6 +73,8 @@ impl Store {
             readers: Mutex::new(readers),
             permits: Semaphore::new(READERS),
             incarnation: opened.incarnation,
+            state: state.to_owned(),
+            copying: Arc::new(Semaphore::new(1)),
             _lock: opened.lock,
         };
         Ok((Self { shared: Arc::new(shared) }, feed))

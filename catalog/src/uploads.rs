@@ -16,7 +16,7 @@ use crate::library::{Node, add_entry, folder, make_folder_in, node, path_of, rem
 use crate::store::{Edits, Reserved, Rows};
 
 /// How long deleted images can be had back.
-const TRASH_KEPT_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
+pub(crate) const TRASH_KEPT_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
 /// Reserves a name, an image id and an inode number.
 pub(crate) fn begin(

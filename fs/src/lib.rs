@@ -8,6 +8,7 @@ mod adapter;
 mod attr;
 mod catalog;
 mod clock;
+mod contents;
 mod errno;
 mod error;
 mod extents;

@@ -41,7 +41,8 @@ struct Held {
 }
 
 impl Mirror {
-    pub(crate) fn new(tree: Tree, notifications: Notifications) -> Self {
+    pub(crate) fn new(mut tree: Tree, notifications: Notifications) -> Self {
+        tree.end_list();
         let position = watch::Sender::new(tree.position);
         Self {
             tree: RwLock::new(tree),
@@ -114,6 +115,7 @@ impl Mirror {
 
     /// Puts a newly listed tree in the place of the old one.
     pub(crate) fn replace(&self, mut new: Tree) {
+        new.end_list();
         loop {
             // Comparing a million entries takes a while, in which requests must be answered.
             let (compared, (stale, gone)) = {

@@ -7,11 +7,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use isotope_proto::change::{Change, Delta, Edit, Record};
 use isotope_proto::cluster::{Live, Node, Space, Volume, VolumeState};
-use isotope_proto::id::{EntryId, ImageId, Incarnation, Ino, NodeId, Revision, VolumeId};
+use isotope_proto::id::{
+    ContentId, EntryId, ImageId, Incarnation, Ino, NodeId, Revision, VolumeId,
+};
 use isotope_proto::image::Image;
 use isotope_proto::name::EntryName;
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, Folder};
+
+use crate::contents::Contents;
 
 /// Something the kernel may have cached and must forget.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +39,8 @@ pub struct Position {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageNode {
     pub id: ImageId,
+    /// Equal for images that are known to have the same bytes.
+    pub content: ContentId,
     pub size_bytes: u64,
     pub mode: u32,
     pub links: u32,
@@ -72,6 +78,7 @@ pub enum Inode {
 pub struct Tree {
     pub position: Position,
     inodes: HashMap<Ino, Inode>,
+    contents: Contents,
     nodes: HashMap<NodeId, Node>,
     volumes: HashMap<VolumeId, Volume>,
     live: Live,
@@ -137,6 +144,7 @@ impl ImageNode {
     fn new(image: &Image) -> Self {
         Self {
             id: image.id,
+            content: image.content,
             size_bytes: image.size_bytes,
             mode: image.mode,
             links: 0,
@@ -154,6 +162,7 @@ impl Tree {
         Self {
             position,
             inodes: HashMap::new(),
+            contents: Contents::default(),
             nodes: HashMap::new(),
             volumes: HashMap::new(),
             live: Live::default(),
@@ -222,7 +231,28 @@ impl Tree {
         sights.iter().filter_map(|sight| self.nodes.get(&sight.node))
     }
 
-    /// Takes in one record of a list.
+    /// Other images that have the same bytes as one, which need not be in the tree any more.
+    pub fn twins(&self, image: &ImageNode) -> impl Iterator<Item = &ImageNode> {
+        let inodes = self.contents.images(image.content).iter();
+        let images = inodes.filter_map(|ino| match self.inodes.get(ino) {
+            Some(Inode::Image(twin)) => Some(twin),
+            Some(Inode::Folder(_)) | None => None,
+        });
+        // Whatever a catalogue says, other sizes are other bytes.
+        let (id, size_bytes) = (image.id, image.size_bytes);
+        images.filter(move |twin| twin.id != id && twin.size_bytes == size_bytes)
+    }
+
+    /// The list is complete.
+    pub fn end_list(&mut self) {
+        let images = self.inodes.iter().filter_map(|(ino, inode)| match inode {
+            Inode::Image(image) => Some((image.content, *ino)),
+            Inode::Folder(_) => None,
+        });
+        self.contents.settle(images);
+    }
+
+    /// Takes in one record of a list, to be ended by [`Self::end_list`].
     pub fn load(&mut self, record: Record) {
         let mut unused = Effects::default();
         match record {
@@ -256,6 +286,7 @@ impl Tree {
                 Delta::Pool(_) => {}
             }
         }
+        self.end_list();
         self.position.revision = change.revision;
         effects.stale.sort_unstable();
         effects.stale.dedup();
@@ -288,16 +319,28 @@ impl Tree {
 
     fn image_edit(&mut self, edit: &Edit<Image>, effects: &mut Effects) {
         let ino = edit.subject().ino;
-        match edit.after() {
+        let before = match self.inodes.get(&ino) {
+            Some(Inode::Image(before)) => Some((before.content, before.links)),
+            Some(Inode::Folder(_)) | None => None,
+        };
+        let after = edit.after().map(ImageNode::new);
+        if let Some((content, _)) = before
+            && after.as_ref().is_none_or(|after| after.content != content)
+        {
+            self.contents.remove(content, ino);
+        }
+        match after {
             None => {
                 effects.gone.extend(self.inodes.remove(&ino).map(|inode| (ino, inode)));
                 effects.stale.push(Stale::Attributes(ino));
             }
-            Some(image) => {
-                let mut node = ImageNode::new(image);
-                if let Some(Inode::Image(before)) = self.inodes.get(&ino) {
-                    node.links = before.links;
+            Some(mut node) => {
+                if let Some((_, links)) = before {
+                    node.links = links;
                     effects.stale.push(Stale::Attributes(ino));
+                }
+                if before.is_none_or(|(content, _)| content != node.content) {
+                    self.contents.add(node.content, ino);
                 }
                 self.inodes.insert(ino, Inode::Image(node));
             }
@@ -538,6 +581,38 @@ mod tests {
         let Applied::Now { gone, .. } = tree.apply(&change(6, deltas)) else { panic!("applied") };
         assert!(matches!(&gone[..], [(Ino(10), Inode::Image(image))] if image.links == 0));
         assert_eq!(tree.get(Ino(10)), None);
+    }
+
+    #[test]
+    fn twins_are_found_when_listed_and_when_they_come_to_be_equal() {
+        let with = |ino: u64, content: u8, size_bytes: u64| {
+            let content = ContentId::from_bytes([content; 16]);
+            Image { content, size_bytes, ..image(ino) }
+        };
+        let mut tree = tree();
+        for it in [with(11, 7, 5), with(12, 7, 5), with(13, 7, 6), with(14, 8, 5)] {
+            tree.load(Record::Image(it));
+        }
+        tree.end_list();
+        let twins = |tree: &Tree, of: &Image| {
+            let node = ImageNode::new(of);
+            let mut all: Vec<u8> = tree.twins(&node).map(|it| it.id.as_bytes()[0]).collect();
+            all.sort_unstable();
+            all
+        };
+        assert_eq!(twins(&tree, &with(11, 7, 5)), [12], "13 has another size");
+        assert_eq!(twins(&tree, &with(14, 8, 5)), [0; 0]);
+        // It was hashed: the same as two others.
+        let edit = Edit::Changed { before: with(14, 8, 5), after: with(14, 7, 5) };
+        tree.apply(&change(6, vec![Delta::Image(edit)]));
+        assert_eq!(twins(&tree, &with(11, 7, 5)), [12, 14]);
+        // Of a content that was one image's alone, and with no list in between.
+        tree.apply(&change(7, vec![Delta::Image(Edit::Made(with(15, 10, 1)))]));
+        assert_eq!(twins(&tree, &with(15, 10, 1)), [10]);
+        // Deleted while it is open, it can be read from the others; they not from it.
+        tree.apply(&change(8, vec![Delta::Image(Edit::Removed(with(11, 7, 5)))]));
+        assert_eq!(twins(&tree, &with(11, 7, 5)), [12, 14]);
+        assert_eq!(twins(&tree, &with(12, 7, 5)), [14]);
     }
 
     #[test]

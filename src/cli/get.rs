@@ -42,7 +42,7 @@ pub(super) struct GetArgs {
 pub(super) async fn cmd_get(args: &GetArgs, context: &Context) -> anyhow::Result<()> {
     let mut client = context.connect().await?;
     let (item, image) = client.image(&args.image).await?;
-    let routes = routes(&image, &client.status().await?);
+    let routes = routes(&image, &item.twins, &client.status().await?);
     let bar = output::byte_bar(image.size_bytes);
     if args.target == Path::new("-") {
         let mut out = io::stdout().lock();
@@ -98,16 +98,21 @@ impl Drop for Partial {
     }
 }
 
-/// Hosts that are connected come first.
-fn routes(image: &Image, status: &Status) -> Vec<Route> {
+/// Hosts that are connected come first; among equals, the image's own files, and then those of
+/// others with the same bytes.
+fn routes(image: &Image, twins: &[Image], status: &Status) -> Vec<Route> {
     let mut ranked = Vec::new();
-    for replica in &image.replicas {
-        let Some(volume) = status.volume(replica.volume) else { continue };
-        for sight in &volume.sights {
-            let Some(node) = status.node(sight.node) else { continue };
-            let address = node.address.clone();
-            let route = Route { image: image.id, volume: replica.volume, address };
-            ranked.push((!status.connected(sight.node), route));
+    // Whatever a catalogue says, other sizes are other bytes.
+    let twins = twins.iter().filter(|twin| twin.size_bytes == image.size_bytes);
+    for image in std::iter::once(image).chain(twins) {
+        for replica in &image.replicas {
+            let Some(volume) = status.volume(replica.volume) else { continue };
+            for sight in &volume.sights {
+                let Some(node) = status.node(sight.node) else { continue };
+                let address = node.address.clone();
+                let route = Route { image: image.id, volume: replica.volume, address };
+                ranked.push((!status.connected(sight.node), route));
+            }
         }
     }
     ranked.sort_by_key(|(away, _)| *away);

@@ -15,6 +15,8 @@ pub(crate) struct Item {
     pub(crate) path: LibraryPath,
     pub(crate) entry: Option<Entry>,
     pub(crate) kind: ItemKind,
+    /// Of one that was asked for by itself: others with its bytes.
+    pub(crate) twins: Vec<Image>,
 }
 
 #[derive(Debug, Clone)]
@@ -28,6 +30,7 @@ impl TryFrom<pb::Listing> for Item {
     fn try_from(listing: pb::Listing) -> Result<Self, Malformed> {
         Ok(Self {
             path: listing.path.parse()?,
+            twins: listing.twins.into_iter().map(Image::try_from).collect::<Result<_, _>>()?,
             entry: listing.entry.map(Entry::try_from).transpose()?,
             kind: match listing.node.ok_or(Malformed::Missing("node"))? {
                 listing::Node::Folder(folder) => ItemKind::Folder(folder.try_into()?),

@@ -1,5 +1,6 @@
 //! The product from outside: the real binary, real mounts, real ISOs.
 
+mod backups;
 mod bad_input;
 mod boot;
 mod children;
@@ -16,3 +17,4 @@ mod random_writes;
 mod replacing;
 mod semantics;
 mod tools;
+mod twins;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::STREAM_MAX;
+use super::{STREAM_MAX, backup};
 use crate::arranging::{self, Arranged, What};
 use crate::library::pool_called;
 use crate::pools::node_called;
@@ -23,6 +23,14 @@ pub(super) struct Cluster(pub(super) Core);
 #[tonic::async_trait]
 impl ClusterService for Cluster {
     type ScanIsosStream = ReceiverStream<Result<pb::ScanEvent, Status>>;
+    type BackupStream = ReceiverStream<Result<pb::BackupChunk, Status>>;
+
+    async fn backup(
+        &self,
+        _: Request<pb::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Ok(Response::new(backup::stream(self.0.store.copy().await?)))
+    }
 
     async fn get_status(
         &self,

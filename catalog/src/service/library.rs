@@ -39,7 +39,8 @@ fn listing(path: &LibraryPath, entry: Option<Entry>, node: Node) -> pb::Listing 
         Node::Folder(folder) => listing::Node::Folder(folder.into()),
         Node::Image(image) => listing::Node::Image((*image).into()),
     };
-    pb::Listing { path: path.to_string(), entry: entry.map(Into::into), node: Some(node) }
+    let (path, entry) = (path.to_string(), entry.map(Into::into));
+    pb::Listing { path, entry, node: Some(node), twins: Vec::new() }
 }
 
 /// A folder of which a list has come as far as a name.
@@ -115,7 +116,12 @@ impl LibraryService for Library {
                 },
             };
             let (entry, node) = library::find(rows, &path)?;
-            Ok(listing(&path, entry, node))
+            let twins = match &node {
+                Node::Image(image) => rows.twins(image)?,
+                Node::Folder(_) => Vec::new(),
+            };
+            let twins = twins.into_iter().map(Into::into).collect();
+            Ok(pb::Listing { twins, ..listing(&path, entry, node) })
         });
         Ok(Response::new(found.await?))
     }

@@ -1,4 +1,4 @@
-//! Opening the database: ours, not newer than us, and ours alone.
+//! Opening the database: ours, whole, not newer than us, and ours alone.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ mod embedded {
 const APPLICATION_ID: i32 = 0x4953_4f54;
 /// Pages of the cache, in KiB (negative is SQLite's sign for KiB).
 const CACHE_KIB: i64 = -16_384;
+/// A database up to this size, that of a million images, is looked through at each start, in about
+/// a second if it is in memory. A larger one is checked where it is read, and by a backup.
+const LOOKED_THROUGH_BYTES_MAX: u64 = 512 << 20;
 /// A reader never waits for the writer in WAL mode; this is for checkpoints.
 const BUSY_MS: u64 = 5_000;
 
@@ -30,8 +33,16 @@ pub enum OpenError {
         "another catalogue is using {0}; stop it, or give this one a directory of its own (--state)"
     )]
     InUse(PathBuf),
-    #[error("{0} is not a catalogue of Isotope; move it away, or choose another --state")]
+    #[error(
+        "{0} is not a catalogue of Isotope; move it away, or choose another --state; if it was \
+         one, restore a backup (isotope catalog restore)"
+    )]
     NotOurs(PathBuf),
+    #[error(
+        "{path} is damaged: {detail}; restore a backup of it (isotope catalog restore FILE), or \
+         make it anew from what lies in the pools (isotope catalog rebuild)"
+    )]
+    Damaged { path: PathBuf, detail: String },
     #[error(
         "{path} was written by a newer isotope (schema {found}, this one knows {known}); \
          upgrade this program"
@@ -43,6 +54,17 @@ pub enum OpenError {
     Sqlite { path: PathBuf, error: rusqlite::Error },
 }
 
+impl OpenError {
+    pub(super) fn of(path: &Path, error: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => Self::NotOurs(path),
+            Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path, detail: error.to_string() },
+            _ => Self::Sqlite { path, error },
+        }
+    }
+}
+
 pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) incarnation: Incarnation,
@@ -51,7 +73,8 @@ pub(super) struct Opened {
     path: PathBuf,
 }
 
-pub(super) fn open(state: &Path, now: Timestamp) -> Result<Opened, OpenError> {
+/// Takes a state directory for this process, for as long as the file is held.
+pub(super) fn take(state: &Path) -> Result<File, OpenError> {
     let state_error = |error| OpenError::State { path: state.to_owned(), error };
     fs::create_dir_all(state).map_err(state_error)?;
     let lock = File::create(state.join("catalog.lock")).map_err(state_error)?;
@@ -59,14 +82,23 @@ pub(super) fn open(state: &Path, now: Timestamp) -> Result<Opened, OpenError> {
         TryLockError::WouldBlock => OpenError::InUse(state.to_owned()),
         TryLockError::Error(error) => state_error(error),
     })?;
+    Ok(lock)
+}
 
-    let path = state.join("catalog.db");
-    let sqlite = |error: rusqlite::Error| match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotOurs(path.clone()),
-        _ => OpenError::Sqlite { path: path.clone(), error },
-    };
+/// The database's place in a state directory.
+pub(super) fn database(state: &Path) -> PathBuf {
+    state.join("catalog.db")
+}
+
+pub(super) fn open(state: &Path, now: Timestamp) -> Result<Opened, OpenError> {
+    let lock = take(state)?;
+    let path = database(state);
+    let sqlite = |error| OpenError::of(&path, error);
     let mut connection = Connection::open(&path).map_err(sqlite)?;
     check_identity(&connection, &path).map_err(sqlite)??;
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() <= LOOKED_THROUGH_BYTES_MAX) {
+        check_pages(&connection, &path, "quick_check")?;
+    }
     configure(&connection).map_err(sqlite)?;
     migrate(&mut connection, &path)?;
     begin_life(&mut connection, now).map_err(sqlite)?;
@@ -86,7 +118,7 @@ pub(super) fn open(state: &Path, now: Timestamp) -> Result<Opened, OpenError> {
 
 impl Opened {
     pub(super) fn reader(&self) -> Result<Connection, OpenError> {
-        let sqlite = |error| OpenError::Sqlite { path: self.path.clone(), error };
+        let sqlite = |error| OpenError::of(&self.path, error);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags).map_err(sqlite)?;
         connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS)).map_err(sqlite)?;
@@ -95,12 +127,32 @@ impl Opened {
 }
 
 /// A file of somebody else's must not be touched, so this looks before anything is set.
-fn check_identity(connection: &Connection, path: &Path) -> rusqlite::Result<Result<(), OpenError>> {
+pub(super) fn check_identity(
+    connection: &Connection,
+    path: &Path,
+) -> rusqlite::Result<Result<(), OpenError>> {
     let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     let ours = id == APPLICATION_ID || (id == 0 && tables == 0);
     Ok(if ours { Ok(()) } else { Err(OpenError::NotOurs(path.to_owned())) })
+}
+
+/// `PRAGMA quick_check` or, more thoroughly, `PRAGMA integrity_check`.
+pub(super) fn check_pages(
+    connection: &Connection,
+    path: &Path,
+    pragma: &str,
+) -> Result<(), OpenError> {
+    // The first finding says enough.
+    let sql = format!("PRAGMA {pragma}(1)");
+    let found: String = connection
+        .query_row(&sql, [], |row| row.get(0))
+        .map_err(|error| OpenError::of(path, error))?;
+    if found == "ok" {
+        return Ok(());
+    }
+    Err(OpenError::Damaged { path: path.to_owned(), detail: found.replace('\n', " ") })
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
@@ -114,16 +166,24 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+/// Brings a database up to date, or refuses one that is newer than this program.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |error| OpenError::Migrate { path: path.to_owned(), error: Box::new(error) };
     let runner = embedded::migrations::runner();
-    let known = runner.get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0);
-    let found = schema_version(connection)
-        .map_err(|error| OpenError::Sqlite { path: path.to_owned(), error })?;
+    check_schema(connection, path)?;
+    runner.run(connection).map_err(failed)?;
+    Ok(())
+}
+
+/// The database's schema is one that this program knows.
+pub(super) fn check_schema(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let migrations = embedded::migrations::runner();
+    let versions = migrations.get_migrations().iter().map(|m| i64::from(m.version()));
+    let known = versions.max().unwrap_or(0);
+    let found = schema_version(connection).map_err(|error| OpenError::of(path, error))?;
     if found > known {
         return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
-    runner.run(connection).map_err(failed)?;
     Ok(())
 }
 
@@ -146,7 +206,7 @@ fn begin_life(connection: &mut Connection, now: Timestamp) -> rusqlite::Result<(
     if lives > 0 {
         return Ok(());
     }
-    let first = (now.0 / 1000).max(sql_int(Ino::ROOT.0) + 1);
+    let first = first_number(now).max(sql_int(Ino::ROOT.0) + 1);
     let mut next = first;
     let make_folder = |ino: i64| {
         transaction.execute("INSERT INTO inode (ino) VALUES (?1)", [ino])?;
@@ -172,4 +232,34 @@ fn begin_life(connection: &mut Connection, now: Timestamp) -> rusqlite::Result<(
         params![Incarnation::mint(now).as_bytes(), next],
     )?;
     transaction.commit()
+}
+
+/// From where a life that begins now numbers inodes and entries.
+fn first_number(now: Timestamp) -> i64 {
+    now.0 / 1000
+}
+
+/// An old state goes on as a new life: whatever followed it until now may be in kernels and on
+/// hosts, so its numbers are passed over, and nobody's caches hold. What was being written then
+/// has long ended. Bytes that were in the trash then may be in use again, which hosts will tell;
+/// until they have, nothing of it is deleted for good.
+pub(super) fn begin_anew(
+    connection: &mut Connection,
+    now: Timestamp,
+    trash_kept_ns: i64,
+) -> rusqlite::Result<Incarnation> {
+    let incarnation = Incarnation::mint(now);
+    let transaction = connection.transaction()?;
+    transaction.execute(
+        "UPDATE catalog SET incarnation = ?1,
+             next_ino = max(next_ino, ?2), next_entry = max(next_entry, ?2)",
+        params![incarnation.as_bytes(), first_number(now)],
+    )?;
+    transaction.execute("DELETE FROM upload", [])?;
+    transaction.execute(
+        "UPDATE trash SET expires_ns = max(expires_ns, ?1)",
+        [now.0.saturating_add(trash_kept_ns)],
+    )?;
+    transaction.commit()?;
+    Ok(incarnation)
 }

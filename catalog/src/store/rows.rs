@@ -19,6 +19,9 @@ use super::{log, storage};
 /// Records in one piece of a list: about 300 KiB on the wire.
 const PIECE_RECORDS: usize = 1000;
 
+/// Twins told of an image: as many hosts as a reader can try before its patience ends.
+const TWINS_MAX: u32 = 16;
+
 /// The records of the library, read within one transaction.
 pub(crate) struct Rows<'a> {
     pub(super) db: &'a Connection,
@@ -162,6 +165,14 @@ impl<'a> Rows<'a> {
             Some(id) => self.image(id),
             None => Ok(None),
         }
+    }
+
+    /// Other images with the same content, some of them where there are many.
+    pub(crate) fn twins(&self, of: &Image) -> Result<Vec<Image>, Refusal> {
+        let sql = format!("{IMAGE} WHERE content = ?1 AND image.id != ?2 ORDER BY ino LIMIT ?3");
+        let params = (of.content.as_bytes(), of.id.as_bytes(), TWINS_MAX);
+        let twins = self.all(&sql, params, image_of)?.into_iter();
+        twins.filter_map(|twin| self.with_replicas(Some(twin)).transpose()).collect()
     }
 
     fn with_replicas(&self, image: Option<Image>) -> Result<Option<Image>, Refusal> {
