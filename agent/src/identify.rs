@@ -1,6 +1,178 @@
-//! What is this file? So far by its name alone; what its content says (ISO 9660 descriptors, the
-//! osinfo-db of the machine) will join here and be asked first. Opens no file, knows no volume.
+//! What is this file? Its bytes are asked first, then databases of operating systems, then its
+//! name. Bounded in time and memory for any bytes, and never fails: what is wrong with a file is
+//! part of what is told of it. Opens no file, knows no volume.
 
 mod fallback;
+mod iso9660;
+mod magic;
+mod markers;
+mod source;
 
-pub(crate) use fallback::identify_by_name;
+use std::fs::File;
+
+use isotope_proto::facts::{Candidate, FACTS_BYTES_MAX, Facts, Source as From};
+use isotope_proto::image::{ImageFormat, Os};
+use isotope_proto::wire::encode_facts;
+
+pub use self::source::Source;
+
+use self::fallback::identify_by_name;
+use self::iso9660::Disc;
+use self::source::Reader;
+
+/// What a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub format: ImageFormat,
+    /// The likeliest of the candidates.
+    pub os: Os,
+    pub facts: Facts,
+}
+
+/// Identifies an open file. It may be of any name: an upload is an image however it is called.
+pub(crate) fn identify(file: &File, size_bytes: u64, name: &str) -> Identity {
+    identify_source(file, size_bytes, name)
+}
+
+/// What a file that cannot be opened is taken for.
+pub(crate) fn by_name(name: &str) -> Identity {
+    // An upload may have any name.
+    let format = ImageFormat::of_name(name).unwrap_or(ImageFormat::Img);
+    Identity { format, os: identify_by_name(name), facts: Facts::default() }
+}
+
+/// Identifies bytes, wherever they are.
+#[must_use]
+pub fn identify_source(source: &dyn Source, size_bytes: u64, name: &str) -> Identity {
+    let reader = Reader::new(source, size_bytes);
+    let mut facts = Facts::default();
+    let by_bytes = look(&reader, &mut facts);
+    let format = by_bytes.or_else(|| ImageFormat::of_name(name)).unwrap_or(ImageFormat::Img);
+    if let Some(failure) = reader.failure() {
+        facts.problem = Some(format!("it cannot be read: {failure}"));
+    } else if facts.problem.is_none() {
+        facts.problem = contradiction(&reader, by_bytes, ImageFormat::of_name(name));
+    }
+    let (os, mut facts) = rematch(facts, name);
+    fit(&mut facts);
+    Identity { format, os, facts }
+}
+
+/// The verdict on what was read earlier.
+#[must_use]
+pub fn rematch(mut facts: Facts, name: &str) -> (Os, Facts) {
+    let mut candidates: Vec<Candidate> =
+        facts.markers.iter().filter_map(markers::candidate).collect();
+    let by_name = identify_by_name(name);
+    if by_name != Os::unknown() {
+        candidates.push(Candidate {
+            name: by_name.distribution.clone(),
+            os: by_name,
+            source: From::FileName,
+        });
+    }
+    let os = candidates.first().map_or_else(Os::unknown, |it| it.os.clone());
+    facts.candidates = candidates;
+    (os, facts)
+}
+
+/// What the bytes are; none where they are nothing that is known here.
+fn look(reader: &Reader<'_>, facts: &mut Facts) -> Option<ImageFormat> {
+    if let Some((format, virtual_size_bytes)) = magic::disk_or_archive(reader) {
+        facts.virtual_size_bytes = virtual_size_bytes;
+        return Some(format);
+    }
+    facts.partitions = magic::partitions(reader.head());
+    if let Some(disc) = Disc::read(reader) {
+        look_at_disc(reader, disc, facts);
+        return Some(ImageFormat::Iso);
+    }
+    if let Some((format, virtual_size_bytes)) = magic::fixed_vhd(reader) {
+        facts.virtual_size_bytes = virtual_size_bytes;
+        return Some(format);
+    }
+    facts.partitions.map(|_| ImageFormat::Img)
+}
+
+fn look_at_disc(reader: &Reader<'_>, disc: Disc, facts: &mut Facts) {
+    facts.markers = markers::find(reader, &disc);
+    let (declared, there) = (disc.size_bytes, reader.size_bytes());
+    if there < declared {
+        facts.problem =
+            Some(format!("truncated: {declared} bytes are declared, {there} are there"));
+    }
+    facts.volume_label = disc.label;
+    facts.system_id = disc.system_id;
+    facts.publisher_id = disc.publisher_id;
+    facts.application_id = disc.application_id;
+    facts.volume_size_bytes = disc.size_bytes;
+    facts.extensions = disc.extensions;
+    facts.boot = disc.boot;
+}
+
+/// What a hypervisor would stumble over: bytes that are not what the name says.
+fn contradiction(
+    reader: &Reader<'_>,
+    by_bytes: Option<ImageFormat>,
+    by_name: Option<ImageFormat>,
+) -> Option<String> {
+    use ImageFormat::{Bzip2, Gzip, Img, Iso, Ova, SevenZip, Xz, Zip, Zstd};
+    if reader.size_bytes() == 0 {
+        return Some("it is empty".to_owned());
+    }
+    let called = by_name?;
+    let text = match (by_bytes, called) {
+        (Some(found), called) if found == called => return None,
+        (Some(packed @ (Gzip | Bzip2 | Xz | Zstd | SevenZip | Zip)), _) => {
+            format!("called .{called}, but is compressed ({packed}): unpack it before use")
+        }
+        // Any disk is called so; virtual machine monitors look at the bytes.
+        (Some(_), Img) => return None,
+        (Some(Img), _) => format!("called .{called}, but is a raw disk image"),
+        (Some(Iso), _) => format!("called .{called}, but is an ISO image"),
+        (Some(Ova), _) => format!("called .{called}, but is an OVA"),
+        (Some(found), _) => format!("called .{called}, but is a {found} disk image"),
+        (None, _) => match (magic::something_else(reader.head()), called) {
+            (Some(something), _) => format!("called .{called}, but is {something}"),
+            // A file system without a partition table is a raw image all the same.
+            (None, Img) => return None,
+            (None, Ova) => "called .ova, but no virtual machine is described in it".to_owned(),
+            (None, _) => format!("called .{called}, but no file system of a disc is in it"),
+        },
+    };
+    Some(text)
+}
+
+/// Leaves out what matters least, until the facts are no larger than they may be.
+fn fit(facts: &mut Facts) {
+    /// A text longer than this tells nobody more.
+    const TEXT_BYTES_MAX: usize = 160;
+    let cut = |text: &mut String| text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    let ids = [
+        &mut facts.volume_label,
+        &mut facts.system_id,
+        &mut facts.publisher_id,
+        &mut facts.application_id,
+        &mut facts.database,
+    ];
+    ids.into_iter().for_each(cut);
+    facts.problem.iter_mut().for_each(cut);
+    facts.markers.iter_mut().for_each(|it| cut(&mut it.text));
+    facts.candidates.iter_mut().for_each(|it| cut(&mut it.name));
+    if let Some(appliance) = &mut facts.appliance {
+        cut(&mut appliance.name);
+        cut(&mut appliance.os);
+        appliance.disks.iter_mut().for_each(|it| cut(&mut it.name));
+    }
+    while encode_facts(facts).len() > FACTS_BYTES_MAX {
+        let disks = facts.appliance.as_mut().map(|it| &mut it.disks);
+        let left_out = match disks {
+            Some(disks) if disks.len() > 1 => disks.pop().is_some(),
+            _ if facts.candidates.len() > 1 => facts.candidates.pop().is_some(),
+            _ => facts.markers.pop().is_some(),
+        };
+        if !left_out {
+            break;
+        }
+    }
+}

@@ -5,7 +5,9 @@
 
 mod clock;
 mod content;
-mod identify;
+/// For fuzz targets and tests; no part of the agent's interface.
+#[doc(hidden)]
+pub mod identify;
 mod identity;
 mod index;
 mod lookout;

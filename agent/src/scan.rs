@@ -1,12 +1,12 @@
 //! One scan of one volume: look at the marker, walk, compare, report, remember. The disk decides;
 //! a volume without its marker is never scanned, so that an unmounted disk deletes nothing.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isotope_proto::cluster::VolumeState;
 use isotope_proto::id::{ImageId, Incarnation, NodeId};
-use isotope_proto::image::ImageFormat;
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::pb;
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
@@ -17,11 +17,11 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::identify::identify_by_name;
+use crate::identify::{Identity, by_name, identify};
 use crate::index::{Index, Known};
 use crate::plan::{Doubt, Ending, Plan, plan};
 use crate::reconcile::Difference;
-use crate::volume::{IMAGE_DIR, Volume};
+use crate::volume::{IMAGE_DIR, Volume, open_file};
 use crate::walk::{Seen, walk};
 
 /// The catalogue gets so long for one report; it may be syncing a slow disk.
@@ -126,7 +126,7 @@ async fn unless_silent<T>(
 
 /// Tells the catalogue, batch by batch, and takes what it made of each into the index.
 async fn tell(
-    volume: &Volume,
+    volume: &Arc<Volume>,
     link: &mut Link,
     plan: Plan,
     outcome: &mut ScanOutcome,
@@ -135,7 +135,11 @@ async fn tell(
         volume.index_mut().begin_introduction();
     }
     for batch in plan.differences.chunks(FILE_CHANGES_MAX) {
-        let events = batch.iter().map(told).map(Into::into).collect();
+        let (root, files) = (volume.root()?, batch.to_vec());
+        let telling = tokio::task::spawn_blocking(move || {
+            Ok(files.iter().map(|it| told(it, look_into(&root, it)).into()).collect())
+        });
+        let events = unless_silent(volume, telling).await?;
         let ids = report(volume, link, events, None).await?;
         confirm(&mut volume.index_mut(), batch, &ids)?;
         count(outcome, batch);
@@ -231,16 +235,24 @@ fn confirm(index: &mut Index, batch: &[Difference], ids: &[ImageId]) -> Result<(
     Ok(())
 }
 
-/// A difference in the words of a report.
-fn told(difference: &Difference) -> FileChange {
+/// What a file is by its bytes, if it is still the file that was seen.
+fn look_into(root: &OwnedFd, difference: &Difference) -> Option<Identity> {
+    let (file, stamp) = open_file(root, difference.path.as_str()).ok()?;
     let name = difference.path.file_name();
+    (stamp == difference.stamp).then(|| identify(&file, stamp.size_bytes, name))
+}
+
+/// A difference in the words of a report.
+fn told(difference: &Difference, identity: Option<Identity>) -> FileChange {
+    let facts = identity.as_ref().map(|it| Box::new(it.facts.clone()));
+    let identity = identity.unwrap_or_else(|| by_name(difference.path.file_name()));
     let file = FoundFile {
         image: difference.image.unwrap_or_else(|| ImageId::mint(clock::now())),
         path: difference.path.clone(),
         stamp: difference.stamp,
-        // An upload may have any name.
-        format: ImageFormat::of_name(name).unwrap_or(ImageFormat::Img),
-        os: identify_by_name(name),
+        format: identity.format,
+        os: identity.os,
+        facts,
         folder: folder_hint(&difference.path),
     };
     FileChange { event: difference.event, file }
@@ -256,7 +268,7 @@ fn folder_hint(path: &VolumePath) -> Option<FolderPath> {
 
 #[cfg(test)]
 mod tests {
-    use isotope_proto::image::Stamp;
+    use isotope_proto::image::{ImageFormat, Stamp};
 
     use super::*;
 
@@ -290,7 +302,7 @@ mod tests {
             difference(FileEvent::Created, "iso/noext", 1),
             difference(FileEvent::Created, "iso/a.iso", 2),
         ];
-        let told: Vec<_> = batch.iter().map(told).collect();
+        let told: Vec<_> = batch.iter().map(|it| told(it, None)).collect();
         assert_eq!(told.len(), 2);
         assert_eq!(told[0].file.format, ImageFormat::Img);
         let ids: Vec<_> = told.iter().map(|change| change.file.image).collect();

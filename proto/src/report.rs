@@ -1,6 +1,7 @@
 //! What agents tell the catalogue: who they are, which volumes they see, what changed in them.
 
 use crate::cluster::{Node, VolumeState};
+use crate::facts::Facts;
 use crate::id::{BootId, ImageId, VolumeId};
 use crate::image::{ImageFormat, Os, Stamp};
 use crate::name::{FolderPath, VolumePath};
@@ -34,6 +35,7 @@ pub struct FoundFile {
     pub stamp: Stamp,
     pub format: ImageFormat,
     pub os: Os,
+    pub facts: Option<Box<Facts>>,
     /// Folder the file's place in the pool asks for; `None` to go by family of OS.
     pub folder: Option<FolderPath>,
 }
