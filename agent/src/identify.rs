@@ -2,23 +2,35 @@
 //! name. Bounded in time and memory for any bytes, and never fails: what is wrong with a file is
 //! part of what is told of it. Opens no file, knows no volume.
 
+mod databases;
 mod fallback;
 mod iso9660;
 mod magic;
 mod markers;
+mod osinfo;
+mod ova;
+mod own_table;
+mod pattern;
 mod source;
+mod udf;
+mod verdict;
+mod xml;
 
 use std::fs::File;
 
-use isotope_proto::facts::{Candidate, FACTS_BYTES_MAX, Facts, Source as From};
+use isotope_proto::facts::{FACTS_BYTES_MAX, Facts};
 use isotope_proto::image::{ImageFormat, Os};
 use isotope_proto::wire::encode_facts;
 
+pub use self::databases::{Databases, directories};
 pub use self::source::Source;
+pub use self::verdict::rematch;
 
 use self::fallback::identify_by_name;
 use self::iso9660::Disc;
+use self::markers::Tree;
 use self::source::Reader;
+use self::udf::Udf;
 
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +42,13 @@ pub struct Identity {
 }
 
 /// Identifies an open file. It may be of any name: an upload is an image however it is called.
-pub(crate) fn identify(file: &File, size_bytes: u64, name: &str) -> Identity {
-    identify_source(file, size_bytes, name)
+pub(crate) fn identify(
+    file: &File,
+    size_bytes: u64,
+    name: &str,
+    databases: &Databases,
+) -> Identity {
+    identify_source(file, size_bytes, name, databases)
 }
 
 /// What a file that cannot be opened is taken for.
@@ -43,7 +60,12 @@ pub(crate) fn by_name(name: &str) -> Identity {
 
 /// Identifies bytes, wherever they are.
 #[must_use]
-pub fn identify_source(source: &dyn Source, size_bytes: u64, name: &str) -> Identity {
+pub fn identify_source(
+    source: &dyn Source,
+    size_bytes: u64,
+    name: &str,
+    databases: &Databases,
+) -> Identity {
     let reader = Reader::new(source, size_bytes);
     let mut facts = Facts::default();
     let by_bytes = look(&reader, &mut facts);
@@ -53,27 +75,9 @@ pub fn identify_source(source: &dyn Source, size_bytes: u64, name: &str) -> Iden
     } else if facts.problem.is_none() {
         facts.problem = contradiction(&reader, by_bytes, ImageFormat::of_name(name));
     }
-    let (os, mut facts) = rematch(facts, name);
+    let (os, mut facts) = rematch(facts, name, databases);
     fit(&mut facts);
     Identity { format, os, facts }
-}
-
-/// The verdict on what was read earlier.
-#[must_use]
-pub fn rematch(mut facts: Facts, name: &str) -> (Os, Facts) {
-    let mut candidates: Vec<Candidate> =
-        facts.markers.iter().filter_map(markers::candidate).collect();
-    let by_name = identify_by_name(name);
-    if by_name != Os::unknown() {
-        candidates.push(Candidate {
-            name: by_name.distribution.clone(),
-            os: by_name,
-            source: From::FileName,
-        });
-    }
-    let os = candidates.first().map_or_else(Os::unknown, |it| it.os.clone());
-    facts.candidates = candidates;
-    (os, facts)
 }
 
 /// What the bytes are; none where they are nothing that is known here.
@@ -83,9 +87,15 @@ fn look(reader: &Reader<'_>, facts: &mut Facts) -> Option<ImageFormat> {
         return Some(format);
     }
     facts.partitions = magic::partitions(reader.head());
-    if let Some(disc) = Disc::read(reader) {
-        look_at_disc(reader, disc, facts);
+    let (disc, udf) = (Disc::read(reader), Udf::read(reader));
+    if disc.is_some() || udf.is_some() {
+        look_at_disc(reader, disc, udf, facts);
         return Some(ImageFormat::Iso);
+    }
+    if let Some(archive) = ova::read(reader) {
+        facts.problem = archive.ends_at.and_then(|end| truncated(end, reader.size_bytes()));
+        facts.appliance = archive.appliance;
+        return facts.appliance.is_some().then_some(ImageFormat::Ova);
     }
     if let Some((format, virtual_size_bytes)) = magic::fixed_vhd(reader) {
         facts.virtual_size_bytes = virtual_size_bytes;
@@ -94,20 +104,39 @@ fn look(reader: &Reader<'_>, facts: &mut Facts) -> Option<ImageFormat> {
     facts.partitions.map(|_| ImageFormat::Img)
 }
 
-fn look_at_disc(reader: &Reader<'_>, disc: Disc, facts: &mut Facts) {
-    facts.markers = markers::find(reader, &disc);
-    let (declared, there) = (disc.size_bytes, reader.size_bytes());
-    if there < declared {
-        facts.problem =
-            Some(format!("truncated: {declared} bytes are declared, {there} are there"));
+/// A disc may have both formats at once; its identifiers are then ISO 9660's, and its files where
+/// Windows looks for them first, in UDF.
+fn look_at_disc(reader: &Reader<'_>, disc: Option<Disc>, udf: Option<Udf>, facts: &mut Facts) {
+    if let Some(udf) = &udf {
+        facts.markers = markers::find(reader, &Tree::Udf(udf));
     }
-    facts.volume_label = disc.label;
-    facts.system_id = disc.system_id;
-    facts.publisher_id = disc.publisher_id;
-    facts.application_id = disc.application_id;
-    facts.volume_size_bytes = disc.size_bytes;
-    facts.extensions = disc.extensions;
-    facts.boot = disc.boot;
+    if let Some(disc) = &disc
+        && facts.markers.is_empty()
+    {
+        facts.markers = markers::find(reader, &Tree::Iso9660(disc));
+    }
+    if let Some(disc) = disc {
+        facts.volume_label = disc.label;
+        facts.system_id = disc.system_id;
+        facts.publisher_id = disc.publisher_id;
+        facts.application_id = disc.application_id;
+        facts.volume_size_bytes = disc.size_bytes;
+        facts.extensions = disc.extensions;
+        facts.boot = disc.boot;
+    }
+    if let Some(udf) = udf {
+        facts.extensions.udf = true;
+        if facts.volume_label.is_empty() {
+            facts.volume_label = udf.label;
+        }
+        facts.volume_size_bytes = facts.volume_size_bytes.max(udf.size_bytes);
+    }
+    facts.problem = truncated(facts.volume_size_bytes, reader.size_bytes());
+}
+
+fn truncated(declared: u64, there: u64) -> Option<String> {
+    (there < declared)
+        .then(|| format!("truncated: {declared} bytes are declared, {there} are there"))
 }
 
 /// What a hypervisor would stumble over: bytes that are not what the name says.

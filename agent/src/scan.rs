@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::clock;
-use crate::identify::{Identity, by_name, identify};
+use crate::identify::{Databases, Identity, by_name, identify};
 use crate::index::{Index, Known};
 use crate::plan::{Doubt, Ending, Plan, plan};
 use crate::reconcile::Difference;
@@ -239,7 +239,8 @@ fn confirm(index: &mut Index, batch: &[Difference], ids: &[ImageId]) -> Result<(
 fn look_into(root: &OwnedFd, difference: &Difference) -> Option<Identity> {
     let (file, stamp) = open_file(root, difference.path.as_str()).ok()?;
     let name = difference.path.file_name();
-    (stamp == difference.stamp).then(|| identify(&file, stamp.size_bytes, name))
+    let databases = Databases::of_this_machine();
+    (stamp == difference.stamp).then(|| identify(&file, stamp.size_bytes, name, &databases))
 }
 
 /// A difference in the words of a report.

@@ -21,7 +21,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::identify::identify;
+use crate::identify::{Databases, identify};
 use crate::marker::SIDECAR_DIR;
 use crate::volume::{IMAGE_DIR, Volume, open_beneath, open_file, stamp_of};
 use crate::writeback::Writeback;
@@ -192,7 +192,8 @@ impl Staged {
         self.state = State::Sealed;
         let at = format!("{}/{}", self.dir_path, self.image);
         self.volume.index_mut().put_aside(self.image, VolumePath::parse(&at)?, stamp);
-        let identity = identify(&self.file, stamp.size_bytes, filename);
+        let identity =
+            identify(&self.file, stamp.size_bytes, filename, &Databases::of_this_machine());
         Ok(Sealed {
             stamp,
             path: VolumePath::parse(&format!("{IMAGE_DIR}/{name}"))?,

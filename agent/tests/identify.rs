@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use isotope_agent::identify::{Identity, identify_source};
+use isotope_agent::identify::{Databases, Identity, identify_source};
 use isotope_proto::facts::{Boot, Extensions, PartitionTable};
 use isotope_proto::image::ImageFormat;
 
@@ -17,7 +17,13 @@ fn identify(path: &Path) -> Identity {
 fn identify_as(path: &Path, name: &str) -> Identity {
     let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let size = file.metadata().expect("a size").len();
-    identify_source(&file, size, name)
+    identify_source(&file, size, name, &Databases::none())
+}
+
+fn identify_by(databases: &Databases, path: &Path) -> Identity {
+    let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let size = file.metadata().expect("a size").len();
+    identify_source(&file, size, "a.iso", databases)
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -90,6 +96,92 @@ fn markers_are_found_under_each_kind_of_names() {
         let found = identify(&iso);
         assert_eq!(found.os.distribution, "windows", "{arguments:?}: {found:?}");
     }
+}
+
+#[test]
+fn files_of_windows_media_are_found_in_udf() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("sources")).expect("made");
+    fs::write(tree.join("sources/install.wim"), "x").expect("written");
+    fs::write(tree.join(".treeinfo"), "[general]\nname = Fedora 40\narch = x86_64\n")
+        .expect("written");
+    let iso = dir.path().join("made.iso");
+    let [tree, at] = [&tree, &iso].map(|it| it.to_str().expect("text"));
+    // Hidden from ISO 9660, as Microsoft does it.
+    let hidden = ["-hide", "install.wim", "-hide", "sources", "-hide", ".treeinfo"];
+    let fixed = ["-quiet", "-udf", "-allow-leading-dots", "-V", "BRIDGE", "-o", at, tree];
+    run("genisoimage", &[&hidden[..], &fixed].concat());
+    let found = identify(&iso);
+    assert!(found.facts.extensions.udf);
+    assert_eq!(found.facts.volume_label, "BRIDGE");
+    let markers: Vec<_> = found.facts.markers.iter().map(|it| &*it.path).collect();
+    assert_eq!(markers, [".treeinfo", "sources/install.wim"], "{found:?}");
+    assert_eq!(found.facts.markers[0].text, "Fedora 40 x86_64");
+    assert_eq!(found.facts.problem, None);
+}
+
+#[test]
+fn udf_alone_is_a_disc_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("made.iso");
+    for revision in ["1.02", "2.01"] {
+        File::create(&path).and_then(|it| it.set_len(4 << 20)).expect("made");
+        let at = path.to_str().expect("text");
+        let format = ["--blocksize=2048", "--media-type=hd", "--udfrev", revision];
+        run("mkudffs", &[&format[..], &["--label=TrueNAS", at]].concat());
+        let found = identify_as(&path, "x.iso");
+        assert_eq!(found.format, ImageFormat::Iso, "{revision}");
+        assert_eq!(found.facts.volume_label, "TrueNAS", "{revision}: {found:?}");
+        assert_eq!((found.os.distribution.as_str(), found.facts.problem), ("truenas", None));
+    }
+}
+
+#[test]
+fn an_appliance_tells_its_machine_and_that_it_is_cut_off() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ovf = "<Envelope><References><File id='f' href='web.vmdk'/></References>
+        <DiskSection><Disk fileRef='f' capacity='8' capacityAllocationUnits='byte * 2^30'/>
+        </DiskSection><VirtualSystem id='web'><OperatingSystemSection>
+        <Description>Debian GNU/Linux 11 (64-bit)</Description></OperatingSystemSection>
+        </VirtualSystem></Envelope>";
+    fs::write(dir.path().join("web.ovf"), ovf).expect("written");
+    fs::write(dir.path().join("web.vmdk"), vec![1; 1 << 20]).expect("written");
+    let ova = dir.path().join("web.ova");
+    let [root, at] = [dir.path(), &ova].map(|it| it.to_str().expect("text"));
+    for format in ["ustar", "gnu", "pax"] {
+        let format = format!("--format={format}");
+        run("tar", &["-C", root, &format, "-cf", at, "web.ovf", "web.vmdk"]);
+        let found = identify(&ova);
+        assert_eq!((found.format, found.facts.problem), (ImageFormat::Ova, None), "{format}");
+        let machine = found.facts.appliance.expect("described");
+        assert_eq!((&*machine.name, &*machine.os), ("web", "Debian GNU/Linux 11 (64-bit)"));
+        assert_eq!(machine.disks[0].name, "web.vmdk");
+        assert_eq!(machine.disks[0].capacity_bytes, 8 << 30);
+        assert_eq!([&*found.os.distribution, &found.os.version], ["debian", "11"]);
+    }
+    let lies = identify_as(&ova, "web.iso").facts.problem;
+    assert_eq!(lies.as_deref(), Some("called .iso, but is an OVA"));
+    File::options().write(true).open(&ova).and_then(|it| it.set_len(100_000)).expect("cut");
+    let cut = identify(&ova).facts.problem.expect("flagged");
+    assert!(cut.starts_with("truncated: ") && cut.ends_with(" 100000 are there"), "{cut}");
+}
+
+#[test]
+fn the_machines_osinfo_db_is_asked_first() {
+    let databases = Databases::open(&["/usr/share/osinfo".into()]);
+    assert!(databases.version().starts_with("osinfo-db "), "{}", databases.version());
+    let check = |label: &str, expected: [&str; 4]| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let iso = make_iso(dir.path(), &[], &["-V", label]);
+        let Identity { os, facts, .. } = identify_by(&databases, &iso);
+        let first = facts.candidates.first().unwrap_or_else(|| panic!("{label}"));
+        let found = [&*first.name, &os.distribution, &os.version, &os.arch];
+        assert_eq!(found, expected, "{label}: {:?}", facts.candidates);
+    };
+    check("Debian 11.5.0 amd64 n", ["Debian 11", "debian", "11.5.0", "x86_64"]);
+    check("Debian 12.5.0 amd64 n", ["Debian 12.5.0", "debian", "12.5.0", "x86_64"]);
+    check("Fedora-S-dvd-x86_64-36", ["Fedora Linux 36", "fedora", "36", "x86_64"]);
 }
 
 #[test]

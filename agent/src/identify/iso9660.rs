@@ -3,6 +3,7 @@
 
 use isotope_proto::facts::{Boot, Extensions};
 
+use super::markers::{Extent, Item};
 use super::source::{Reader, has, padded_text, u16_le, u32_be, u32_le};
 
 /// Sectors of a descriptor and of a directory (ECMA-119 §6.1.2).
@@ -37,21 +38,6 @@ enum Names {
     Plain,
     Joliet,
     RockRidge,
-}
-
-/// A run of bytes of the disc.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) offset: u64,
-    pub(super) length: u64,
-}
-
-/// A name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Item {
-    pub(super) name: String,
-    pub(super) is_directory: bool,
-    pub(super) extent: Extent,
 }
 
 impl Disc {
@@ -176,7 +162,7 @@ fn is_joliet(descriptor: &[u8]) -> bool {
     [b"%/@", b"%/C", b"%/E"].into_iter().any(|escape| has(descriptor, 88, escape))
 }
 
-fn utf16_be(bytes: &[u8]) -> String {
+pub(super) fn utf16_be(bytes: &[u8]) -> String {
     let units = bytes.as_chunks::<2>().0.iter().map(|&unit| u16::from_be_bytes(unit));
     char::decode_utf16(units).map(|it| it.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }

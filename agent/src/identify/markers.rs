@@ -5,8 +5,9 @@ use isotope_proto::facts::{Candidate, Marker, Source};
 use isotope_proto::image::OsFamily;
 
 use super::fallback::identify_by_name;
-use super::iso9660::{Disc, Extent, Item};
+use super::iso9660::Disc;
 use super::source::Reader;
+use super::udf::Udf;
 
 /// Bytes read of a marker file: the largest, `.treeinfo`, says it all in its first lines.
 const TEXT_BYTES_MAX: u64 = 4096;
@@ -54,9 +55,55 @@ const WANTED: &[(&str, Form)] = &[
     ("sources/boot.wim", Form::Presence("windows")),
 ];
 
+/// A run of bytes of a disc.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Item {
+    pub(super) name: String,
+    pub(super) is_directory: bool,
+    /// Where its file system describes it.
+    pub(super) extent: Extent,
+}
+
+/// A disc with directories, in either of the two formats that discs have.
+pub(super) enum Tree<'a> {
+    Iso9660(&'a Disc),
+    Udf(&'a Udf),
+}
+
+impl Tree<'_> {
+    fn root(&self, reader: &Reader<'_>) -> Vec<Item> {
+        match self {
+            Self::Iso9660(disc) => disc.list(reader, disc.root()),
+            Self::Udf(udf) => udf.list(reader, udf.root()),
+        }
+    }
+
+    fn list(&self, reader: &Reader<'_>, item: &Item) -> Vec<Item> {
+        match self {
+            Self::Iso9660(disc) => disc.list(reader, item.extent),
+            Self::Udf(udf) => udf.list(reader, item.extent),
+        }
+    }
+
+    fn contents(&self, reader: &Reader<'_>, item: &Item) -> Vec<u8> {
+        let Extent { offset, length } = item.extent;
+        match self {
+            Self::Iso9660(_) => reader.read(offset, length.min(TEXT_BYTES_MAX)),
+            Self::Udf(udf) => udf.contents(reader, item.extent, TEXT_BYTES_MAX),
+        }
+    }
+}
+
 /// The markers on a disc.
-pub(super) fn find(reader: &Reader<'_>, disc: &Disc) -> Vec<Marker> {
-    let root = disc.list(reader, disc.root());
+pub(super) fn find(reader: &Reader<'_>, tree: &Tree<'_>) -> Vec<Marker> {
+    let root = tree.root(reader);
     let mut below: Vec<(&str, Vec<Item>)> = Vec::new();
     let mut found = Vec::new();
     for &(path, form) in WANTED {
@@ -65,7 +112,7 @@ pub(super) fn find(reader: &Reader<'_>, disc: &Disc) -> Vec<Marker> {
             Some((directory, name)) => {
                 if below.iter().all(|(known, _)| *known != directory) {
                     let items = named(&root, directory).filter(|it| it.is_directory);
-                    let items = items.map(|it| disc.list(reader, it.extent));
+                    let items = items.map(|it| tree.list(reader, it));
                     below.push((directory, items.unwrap_or_default()));
                 }
                 let items = below.iter().find(|(known, _)| *known == directory);
@@ -73,8 +120,12 @@ pub(super) fn find(reader: &Reader<'_>, disc: &Disc) -> Vec<Marker> {
             }
         };
         let Some(item) = item.filter(|it| !it.is_directory) else { continue };
-        let text = text(reader, item.extent, form);
-        if let Some(text) = text {
+        let text = match form {
+            Form::Presence(_) => Some(String::new()),
+            form => said(&String::from_utf8_lossy(&tree.contents(reader, item)), form),
+        };
+        if let Some(mut text) = text {
+            text.truncate(text.floor_char_boundary(KEPT_BYTES_MAX));
             found.push(Marker { path: path.to_owned(), text });
         }
         if found.len() == KEPT_MAX {
@@ -87,16 +138,6 @@ pub(super) fn find(reader: &Reader<'_>, disc: &Disc) -> Vec<Marker> {
 /// Names are compared whatever their case, for plain ISO 9660 has capitals only.
 fn named<'a>(items: &'a [Item], name: &str) -> Option<&'a Item> {
     items.iter().find(|it| it.name.eq_ignore_ascii_case(name))
-}
-
-fn text(reader: &Reader<'_>, extent: Extent, form: Form) -> Option<String> {
-    if let Form::Presence(_) = form {
-        return Some(String::new());
-    }
-    let bytes = reader.read(extent.offset, extent.length.min(TEXT_BYTES_MAX));
-    let mut text = said(&String::from_utf8_lossy(&bytes), form)?;
-    text.truncate(text.floor_char_boundary(KEPT_BYTES_MAX));
-    Some(text)
 }
 
 /// What of a marker's text matters; none if it is not what its name lets expect.
