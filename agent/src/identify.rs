@@ -12,6 +12,7 @@ mod ova;
 mod own_table;
 mod pattern;
 mod source;
+pub mod sums;
 mod udf;
 mod verdict;
 mod xml;

@@ -1,13 +1,17 @@
 //! Identification of real images: some that Debian ships, and some made here by the tools that
 //! everybody makes them with.
 
+mod made;
+mod mutations;
+
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use isotope_agent::identify::{Databases, Identity, identify_source};
 use isotope_proto::facts::{Boot, Extensions, PartitionTable};
 use isotope_proto::image::ImageFormat;
+
+use crate::made::{BRIDGE_FILES, bridge, make_iso, run, write_machine};
 
 fn identify(path: &Path) -> Identity {
     let name = path.file_name().expect("a name").to_str().expect("text");
@@ -24,28 +28,6 @@ fn identify_by(databases: &Databases, path: &Path) -> Identity {
     let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let size = file.metadata().expect("a size").len();
     identify_source(&file, size, "a.iso", databases)
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().expect("the program is there");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-}
-
-/// Makes an ISO of some files by xorriso's `mkisofs` emulation.
-fn make_iso(dir: &Path, files: &[(&str, &str)], arguments: &[&str]) -> PathBuf {
-    let tree = dir.join("tree");
-    for (path, text) in files {
-        let path = tree.join(path);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-        fs::write(path, text).expect("written");
-    }
-    fs::create_dir_all(&tree).expect("made");
-    let iso = dir.join("made.iso");
-    let (tree, at) = (tree.to_str().expect("text"), iso.to_str().expect("text"));
-    let fixed = ["-as", "mkisofs", "-quiet", "-o", at];
-    run("xorriso", &[&fixed[..], arguments, &[tree]].concat());
-    iso
 }
 
 #[test]
@@ -101,22 +83,12 @@ fn markers_are_found_under_each_kind_of_names() {
 #[test]
 fn files_of_windows_media_are_found_in_udf() {
     let dir = tempfile::tempdir().expect("a directory");
-    let tree = dir.path().join("tree");
-    fs::create_dir_all(tree.join("sources")).expect("made");
-    fs::write(tree.join("sources/install.wim"), "x").expect("written");
-    fs::write(tree.join(".treeinfo"), "[general]\nname = Fedora 40\narch = x86_64\n")
-        .expect("written");
-    let iso = dir.path().join("made.iso");
-    let [tree, at] = [&tree, &iso].map(|it| it.to_str().expect("text"));
-    // Hidden from ISO 9660, as Microsoft does it.
-    let hidden = ["-hide", "install.wim", "-hide", "sources", "-hide", ".treeinfo"];
-    let fixed = ["-quiet", "-udf", "-allow-leading-dots", "-V", "BRIDGE", "-o", at, tree];
-    run("genisoimage", &[&hidden[..], &fixed].concat());
+    let iso = bridge(dir.path());
     let found = identify(&iso);
     assert!(found.facts.extensions.udf);
     assert_eq!(found.facts.volume_label, "BRIDGE");
     let markers: Vec<_> = found.facts.markers.iter().map(|it| &*it.path).collect();
-    assert_eq!(markers, [".treeinfo", "sources/install.wim"], "{found:?}");
+    assert_eq!(markers, BRIDGE_FILES.map(|(path, _)| path), "{found:?}");
     assert_eq!(found.facts.markers[0].text, "Fedora 40 x86_64");
     assert_eq!(found.facts.problem, None);
 }
@@ -140,13 +112,7 @@ fn udf_alone_is_a_disc_too() {
 #[test]
 fn an_appliance_tells_its_machine_and_that_it_is_cut_off() {
     let dir = tempfile::tempdir().expect("a directory");
-    let ovf = "<Envelope><References><File id='f' href='web.vmdk'/></References>
-        <DiskSection><Disk fileRef='f' capacity='8' capacityAllocationUnits='byte * 2^30'/>
-        </DiskSection><VirtualSystem id='web'><OperatingSystemSection>
-        <Description>Debian GNU/Linux 11 (64-bit)</Description></OperatingSystemSection>
-        </VirtualSystem></Envelope>";
-    fs::write(dir.path().join("web.ovf"), ovf).expect("written");
-    fs::write(dir.path().join("web.vmdk"), vec![1; 1 << 20]).expect("written");
+    write_machine(dir.path());
     let ova = dir.path().join("web.ova");
     let [root, at] = [dir.path(), &ova].map(|it| it.to_str().expect("text"));
     for format in ["ustar", "gnu", "pax"] {
