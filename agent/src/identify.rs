@@ -206,3 +206,88 @@ fn fit(facts: &mut Facts) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::facts::{Appliance, Candidate, Disk, Marker, Source as From};
+
+    use super::*;
+
+    #[test]
+    fn facts_are_cut_to_their_size_and_what_matters_most_stays() {
+        let long = || "é".repeat(1000);
+        let marker = || Marker { path: "x".to_owned(), text: long() };
+        let candidate = |at: u8| Candidate {
+            name: format!("{at}{}", long()),
+            os: Os::unknown(),
+            source: From::Osinfo,
+        };
+        let mut facts = Facts {
+            volume_label: long(),
+            system_id: long(),
+            publisher_id: long(),
+            application_id: long(),
+            appliance: Some(Appliance {
+                name: long(),
+                os: long(),
+                memory_bytes: u64::MAX,
+                disks: vec![Disk { name: long(), capacity_bytes: u64::MAX }; 16],
+            }),
+            markers: (0..4).map(|_| marker()).collect(),
+            candidates: (0..8).map(candidate).collect(),
+            problem: Some(long()),
+            ..Facts::default()
+        };
+        fit(&mut facts);
+        assert!(encode_facts(&facts).len() <= FACTS_BYTES_MAX);
+        assert!(facts.candidates[0].name.starts_with('0') && facts.problem.is_some());
+        let mut small = Facts { volume_label: "a".to_owned(), ..Facts::default() };
+        fit(&mut small);
+        assert_eq!(small.volume_label, "a");
+    }
+
+    #[test]
+    fn names_and_bytes_that_contradict_each_other() {
+        let check = |bytes: &[u8], name: &str, format: ImageFormat, problem: &str| {
+            let found = identify_source(&bytes, bytes.len() as u64, name, &Databases::none());
+            let said = found.facts.problem.unwrap_or_default();
+            assert_eq!((found.format, &*said), (format, problem), "{name}");
+        };
+        check(b"", "a.iso", ImageFormat::Iso, "it is empty");
+        check(b"", "a", ImageFormat::Img, "it is empty");
+        check(b"x", "a", ImageFormat::Img, "");
+        check(b"x", "a.img", ImageFormat::Img, "");
+        check(
+            b"x",
+            "a.iso",
+            ImageFormat::Iso,
+            "called .iso, but no file system of a disc is in it",
+        );
+        let no_machine = "called .ova, but no virtual machine is described in it";
+        check(b"x", "a.ova", ImageFormat::Ova, no_machine);
+        let packed = "called .iso, but is compressed (xz): unpack it before use";
+        check(b"\xfd7zXZ\0", "a.iso", ImageFormat::Xz, packed);
+        check(b"\xfd7zXZ\0", "a.iso.xz", ImageFormat::Xz, "");
+        let page = "called .iso, but is a web page: its download went wrong; fetch it again";
+        check(b"<html>", "a.iso", ImageFormat::Iso, page);
+        let disk = "called .ova, but is a qcow2 disk image";
+        check(b"QFI\xfb\0\0\0\x03", "a.ova", ImageFormat::Qcow2, disk);
+        check(b"QFI\xfb\0\0\0\x03", "a.img", ImageFormat::Qcow2, "");
+    }
+
+    /// Its size is known, its bytes are not.
+    struct BadSectors;
+
+    impl Source for BadSectors {
+        fn read_at(&self, _: &mut [u8], _: u64) -> std::io::Result<usize> {
+            Err(std::io::Error::other("a bad sector"))
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_of() {
+        let found = identify_source(&BadSectors, 9, "debian-12.iso", &Databases::none());
+        assert_eq!(found.facts.problem.as_deref(), Some("it cannot be read: a bad sector"));
+        assert_eq!((found.format, &*found.os.distribution), (ImageFormat::Iso, "debian"));
+    }
+}

@@ -57,7 +57,7 @@ pub struct FileChange {
     pub file: FoundFile,
 }
 
-/// Most changes in one report: bounds a message (about 1 KiB each) and a transaction.
+/// Most changes in one report: bounds a message (about 1 KiB each, and 3 where bytes say much) and a transaction.
 pub const FILE_CHANGES_MAX: usize = 500;
 
 /// Most bytes of paths in the message that ends an introduction: it stays below the 4 MiB that the

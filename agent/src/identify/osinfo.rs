@@ -16,6 +16,9 @@ const MEDIA_MAX: usize = 50_000;
 /// The longest pattern that is tried; the database's longest has 120.
 const PATTERN_BYTES_MAX: usize = 512;
 
+/// Bytes kept of a system's name, version and so on; the longest of 2022 has 60.
+const TEXT_BYTES_MAX: usize = 100;
+
 /// The fields that patterns are for, in the order of [`Medium::patterns`].
 const FIELDS: [&str; 4] = ["volume-id", "system-id", "publisher-id", "application-id"];
 
@@ -68,7 +71,8 @@ impl Osinfo {
                     size = last.text().parse().unwrap_or(0);
                 }
             } else if is_at(above, &["libosinfo", "os", "media"]) && last.name == "iso" {
-                let arch = above[2].attribute("arch").unwrap_or_default().to_owned();
+                let arch = above[2].attribute("arch").unwrap_or_default();
+                let arch = arch[..arch.floor_char_boundary(TEXT_BYTES_MAX)].to_owned();
                 let (patterns, volume_size_bytes) = (std::mem::take(&mut fields), size);
                 size = 0;
                 // What nothing is asked of would match everything.
@@ -162,7 +166,8 @@ impl System {
             "release-date" => &mut self.released,
             _ => return,
         };
-        element.text().clone_into(field);
+        let text = element.text();
+        text[..text.floor_char_boundary(TEXT_BYTES_MAX)].clone_into(field);
     }
 
     /// What a later file says counts.

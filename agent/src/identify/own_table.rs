@@ -8,10 +8,13 @@ use isotope_proto::image::{Os, OsFamily};
 use super::fallback::architecture_of;
 use super::pattern::Pattern;
 
+/// Pattern, family, distribution, name.
+type Row = (&'static str, OsFamily, &'static str, &'static str);
+
 /// Pattern of the label, family, what we call the distribution, and its name for people. A pattern
 /// may name groups `v`, the version, and `a`, the architecture; without `v` the version is the one
 /// in the name. All that match are candidates, in this order.
-const ROWS: &[(&str, OsFamily, &str, &str)] = &[
+const LABELS: &[Row] = &[
     (r"^Debian (?<v>[0-9.]+) (?<a>[a-z0-9-]+)", Linux, "debian", "Debian"),
     (r"^d-live (?<v>[0-9.]+) [a-z]+ (?<a>[a-z0-9-]+)", Linux, "debian", "Debian live"),
     (r"^Debian [a-z]+ (?<a>[a-z0-9-]+)", Linux, "debian", "Debian"),
@@ -99,41 +102,55 @@ const ROWS: &[(&str, OsFamily, &str, &str)] = &[
     (r"^(FreeDOS|FD1[0-9])", Other, "freedos", "FreeDOS"),
 ];
 
+/// The same by the application identifier, where makers leave the label to a tool's default.
+const APPLICATIONS: &[Row] = &[("OPEN SOURCE NETWORK BOOT FIRMWARE", Other, "ipxe", "iPXE")];
+
 /// The table, its patterns ready to be compiled.
 #[derive(Debug)]
-pub(super) struct OwnTable(Vec<Pattern>);
+pub(super) struct OwnTable {
+    labels: Vec<Pattern>,
+    applications: Vec<Pattern>,
+}
 
 impl OwnTable {
     pub(super) fn new() -> Self {
-        Self(ROWS.iter().map(|(label, ..)| Pattern::new(label)).collect())
+        let patterns = |rows: &[Row]| rows.iter().map(|(text, ..)| Pattern::new(text)).collect();
+        Self { labels: patterns(LABELS), applications: patterns(APPLICATIONS) }
     }
 
     /// Another text for another table.
     pub(super) fn text() -> String {
-        format!("{ROWS:?}")
+        format!("{LABELS:?}{APPLICATIONS:?}")
     }
 
     /// The systems that facts fit.
     pub(super) fn candidates(&self, facts: &Facts) -> Vec<Candidate> {
-        let label = &*facts.volume_label;
-        let rows = ROWS.iter().zip(&self.0).filter(|(_, pattern)| pattern.is_match(label));
-        rows.map(|(&(_, family, distribution, name), pattern)| {
-            let found = |group| pattern.capture(label, group).unwrap_or_default();
-            // `9-4` and `14_1` for want of dots, and `15-SP6`.
-            let version = found("v").replace("-SP", ".").replace(['-', '_'], ".");
-            // Words of our own: those that are a number tell the version.
-            let in_name = || name.rsplit(' ').next().filter(|it| it.parse::<u16>().is_ok());
-            let (version, name) = match (&*version, in_name()) {
-                ("", Some(version)) => (version.to_owned(), name.to_owned()),
-                ("", None) => (version, name.to_owned()),
-                (known, _) => (known.to_owned(), format!("{name} {known}")),
-            };
-            let arch = architecture_of(found("a"));
-            let os = Os { family, distribution: distribution.to_owned(), version, arch };
-            Candidate { name, os, source: Source::OwnTable }
-        })
-        .collect()
+        let labels = LABELS.iter().zip(&self.labels);
+        let by_label = labels.filter_map(|(row, it)| candidate(row, it, &facts.volume_label));
+        let applications = APPLICATIONS.iter().zip(&self.applications);
+        let by_application =
+            applications.filter_map(|(row, it)| candidate(row, it, &facts.application_id));
+        by_label.chain(by_application).collect()
     }
+}
+
+fn candidate(row: &Row, pattern: &Pattern, text: &str) -> Option<Candidate> {
+    let &(_, family, distribution, name) = row;
+    if !pattern.is_match(text) {
+        return None;
+    }
+    let found = |group| pattern.capture(text, group).unwrap_or_default();
+    // `9-4` and `14_1` for want of dots, and `15-SP6`.
+    let version = found("v").replace("-SP", ".").replace(['-', '_'], ".");
+    let in_name = || name.rsplit(' ').next().filter(|it| it.parse::<u16>().is_ok());
+    let (version, name) = match (&*version, in_name()) {
+        ("", Some(version)) => (version.to_owned(), name.to_owned()),
+        ("", None) => (version, name.to_owned()),
+        (known, _) => (known.to_owned(), format!("{name} {known}")),
+    };
+    let arch = architecture_of(found("a"));
+    let os = Os { family, distribution: distribution.to_owned(), version, arch };
+    Some(Candidate { name, os, source: Source::OwnTable })
 }
 
 #[cfg(test)]
@@ -237,7 +254,7 @@ mod tests {
 
     #[test]
     fn every_pattern_compiles_and_strangers_match_none() {
-        for (label, ..) in ROWS {
+        for (label, ..) in LABELS.iter().chain(APPLICATIONS) {
             regex::bytes::Regex::new(label).unwrap_or_else(|error| panic!("{label}: {error}"));
         }
         let table = OwnTable::new();

@@ -39,6 +39,8 @@ fn debians_ipxe_boots_and_is_whole() {
     assert!(ipxe.facts.boot.bios, "{:?}", ipxe.facts);
     assert_eq!(ipxe.facts.problem, None);
     assert_eq!(ipxe.os.distribution, "ipxe");
+    let renamed = identify_as(Path::new("/usr/lib/ipxe/ipxe.iso"), "boot.iso");
+    assert_eq!(renamed.os.distribution, "ipxe");
 }
 
 #[test]
