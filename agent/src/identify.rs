@@ -94,7 +94,9 @@ fn look(reader: &Reader<'_>, facts: &mut Facts) -> Option<ImageFormat> {
         return Some(ImageFormat::Iso);
     }
     if let Some(archive) = ova::read(reader) {
-        facts.problem = archive.ends_at.and_then(|end| truncated(end, reader.size_bytes()));
+        let missing = archive.missing.map(|file| format!("it lacks {file}, of which it speaks"));
+        let cut_off = archive.ends_at.and_then(|end| truncated(end, reader.size_bytes()));
+        facts.problem = cut_off.or(missing);
         facts.appliance = archive.appliance;
         return facts.appliance.is_some().then_some(ImageFormat::Ova);
     }

@@ -85,7 +85,7 @@ fn told(facts: &Facts) -> Vec<(&'static str, String)> {
     for candidate in &facts.candidates {
         let from = match candidate.source {
             Source::Osinfo => "osinfo-db",
-            Source::OwnTable => "the label",
+            Source::OwnTable => "its labels",
             Source::MarkerFile => "files on it",
             Source::Appliance => "its description",
             Source::FileName => "its name",

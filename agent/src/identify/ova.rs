@@ -22,6 +22,8 @@ pub(super) struct Archive {
     pub(super) appliance: Option<Appliance>,
     /// Set where a member goes on behind the end: where it would end.
     pub(super) ends_at: Option<u64>,
+    /// A file that the description speaks of and that is not there.
+    pub(super) missing: Option<String>,
 }
 
 /// None where the bytes are no tar archive.
@@ -30,6 +32,7 @@ pub(super) fn read(reader: &Reader<'_>) -> Option<Archive> {
         return None;
     }
     let mut archive = Archive::default();
+    let (mut wanted, mut names) = (Vec::new(), Vec::new());
     let mut at = 0;
     for _ in 0..MEMBERS_MAX {
         let header = reader.read(at, BLOCK);
@@ -42,10 +45,18 @@ pub(super) fn read(reader: &Reader<'_>) -> Option<Archive> {
         }
         if archive.appliance.is_none() && member.is_description() {
             let bytes = reader.read(data, member.size_bytes.min(PIECE_BYTES_MAX));
-            archive.appliance = Some(describe(&String::from_utf8_lossy(&bytes)));
+            let (appliance, files) = describe(&String::from_utf8_lossy(&bytes));
+            archive.appliance = Some(appliance);
+            wanted = files;
         }
+        names.push(member.name);
         let Some(next) = end.checked_next_multiple_of(BLOCK) else { break };
         at = next;
+    }
+    if archive.ends_at.is_none() && names.len() < MEMBERS_MAX {
+        // A large file may be there in pieces, a number behind the name of each.
+        let there = |file: &String| names.iter().any(|name| name.starts_with(&**file));
+        archive.missing = wanted.into_iter().find(|file| !there(file));
     }
     Some(archive)
 }
@@ -91,8 +102,8 @@ fn number(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(text.trim_matches([' ', '\0']), 8).ok()
 }
 
-/// What an OVF envelope says of its first machine.
-fn describe(ovf: &str) -> Appliance {
+/// What an OVF envelope says of its first machine, and the names of the files beside it.
+fn describe(ovf: &str) -> (Appliance, Vec<String>) {
     const SYSTEM: [&str; 2] = ["Envelope", "VirtualSystem"];
     let mut it = Appliance::default();
     // Of what may stand there several times, the first counts.
@@ -136,7 +147,8 @@ fn describe(ovf: &str) -> Appliance {
             disk.name = href[..href.floor_char_boundary(NAME_BYTES_MAX)].to_owned();
         }
     }
-    it
+    let files = files.into_iter().map(|(_, href)| href);
+    (it, files.filter(|href| !href.is_empty() && !href.contains("://")).collect())
 }
 
 /// One `Item` of virtual hardware (CIM_ResourceAllocationSettingData), while it is read.
@@ -210,13 +222,14 @@ mod tests {
 
     #[test]
     fn a_description_names_its_machine() {
-        let it = describe(OVF);
+        let (it, files) = describe(OVF);
+        assert_eq!(files, ["web-disk1.vmdk"]);
         assert_eq!([&*it.name, &it.os], ["web & more", "Debian GNU/Linux 11 (64-bit)"]);
         assert_eq!(it.memory_bytes, 2 << 30);
         let disk = |name: &str, capacity_bytes| Disk { name: name.to_owned(), capacity_bytes };
         assert_eq!(it.disks, [disk("web-disk1.vmdk", 10 << 30), disk("d2", 512)]);
-        assert_eq!(describe(&OVF.replace("Name", "Other")).name, "web-id");
-        assert_eq!(describe("nothing"), Appliance::default());
+        assert_eq!(describe(&OVF.replace("Name", "Other")).0.name, "web-id");
+        assert_eq!(describe("nothing").0, Appliance::default());
     }
 
     #[test]

@@ -128,6 +128,10 @@ fn an_appliance_tells_its_machine_and_that_it_is_cut_off() {
         assert_eq!(machine.disks[0].capacity_bytes, 8 << 30);
         assert_eq!([&*found.os.distribution, &found.os.version], ["debian", "11"]);
     }
+    let alone = dir.path().join("alone.ova");
+    run("tar", &["-C", root, "-cf", alone.to_str().expect("text"), "web.ovf"]);
+    let lacks = identify(&alone).facts.problem;
+    assert_eq!(lacks.as_deref(), Some("it lacks web.vmdk, of which it speaks"));
     let lies = identify_as(&ova, "web.iso").facts.problem;
     assert_eq!(lies.as_deref(), Some("called .iso, but is an OVA"));
     File::options().write(true).open(&ova).and_then(|it| it.set_len(100_000)).expect("cut");
