@@ -21,7 +21,8 @@ reason_for() {
         gcc) echo 'compiles SQLite and links' ;;
         fuse3) echo 'mounts and unmounts for whoever is not root' ;;
         ipxe | grub-rescue-pc) echo 'ships a real ISO to read and boot' ;;
-        xorriso) echo 'makes ISOs' ;;
+        xorriso | genisoimage | udftools) echo 'makes ISOs' ;;
+        osinfo-db) echo 'knows which media are whose' ;;
         qemu-system-x86) echo 'boots an ISO from the mount' ;;
         qemu-utils | rsync | curl) echo 'stores files through the mount' ;;
         fio) echo 'writes and verifies' ;;

@@ -8,7 +8,9 @@ mod content;
 pub mod digest;
 mod hints;
 mod host;
-mod identify;
+/// For fuzz targets and tests; no part of the agent's interface.
+#[doc(hidden)]
+pub mod identify;
 mod identity;
 mod index;
 mod index_log;

@@ -203,7 +203,7 @@ where
 
 /// The end of a walk, unless its directory does not answer. It is then left to itself; what it sees
 /// once the disk answers is of no use.
-async fn unless_silent<T>(
+pub(crate) async fn unless_silent<T>(
     volume: &Volume,
     mut walking: JoinHandle<Result<T, String>>,
 ) -> Result<T, String> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, NodeId};
-use isotope_proto::image::{ImageFormat, Stamp};
+use isotope_proto::image::Stamp;
 use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
@@ -21,7 +21,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::identify::identify_by_name;
+use crate::identify::{Databases, identify};
 use crate::marker::SIDECAR_DIR;
 use crate::volume::{Volume, open_beneath, open_file, stamp_of};
 use crate::writeback::Writeback;
@@ -192,12 +192,14 @@ impl Staged {
         self.state = State::Sealed;
         let at = format!("{}/{}", self.dir_path, self.image);
         self.volume.index_mut().put_aside(self.image, VolumePath::parse(&at)?, stamp);
+        let identity =
+            identify(&self.file, stamp.size_bytes, filename, &Databases::of_this_machine());
         Ok(Sealed {
             stamp,
             path: VolumePath::parse(&format!("{}/{name}", self.volume.layout().image_dir()))?,
-            // What has no such name is an image all the same: it was stored as one.
-            format: ImageFormat::of_name(filename).unwrap_or(ImageFormat::Img),
-            os: identify_by_name(filename),
+            format: identity.format,
+            os: identity.os,
+            facts: Some(Box::new(identity.facts)),
         })
     }
 }

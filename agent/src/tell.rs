@@ -3,29 +3,31 @@
 //! is the difference between the index and the disk, which outlives every restart of either side,
 //! and what was told and not confirmed is told again.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use isotope_proto::id::{ImageId, Incarnation, LeaseId, NodeId};
-use isotope_proto::image::ImageFormat;
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::pb;
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::refusal::Refusal;
-use isotope_proto::report::{
-    FILE_CHANGES_MAX, FileChange, FileEvent, FormerFile, FoundFile, ScanCounts,
-};
+use isotope_proto::report::{FileChange, FileEvent, FormerFile, FoundFile, ScanCounts};
 use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::clock;
-use crate::identify::identify_by_name;
+use crate::identify::{Databases, Identity, by_name, identify};
 use crate::index::{Index, Known};
 use crate::layout::Layout;
 use crate::plan::{Ending, Plan};
 use crate::reconcile::Difference;
-use crate::volume::Volume;
+use crate::scan::unless_silent;
+use crate::volume::{Volume, open_file};
 
+/// Files in one report. Each is opened and read a little first; on a slow disk that takes a second
+/// or so, after which they show. It is below `FILE_CHANGES_MAX`, which bounds a message.
+const BATCH_MAX: usize = 100;
 /// The catalogue gets so long for one report; it may be syncing a slow disk.
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -49,16 +51,12 @@ pub(crate) async fn tell(
     if plan.introduction.is_some() && !plan.differences.is_empty() {
         volume.index_mut().begin_introduction();
     }
-    let mut batches = plan.differences.chunks(FILE_CHANGES_MAX).map(<[_]>::to_vec);
-    let mut next = batches.next().map(|batch| describe(volume, batch));
-    while let Some(described) = next {
-        let (batch, changes) = described.await.map_err(|error| error.to_string())?;
-        // The disk reads on while the catalogue writes.
-        next = batches.next().map(|batch| describe(volume, batch));
+    for batch in plan.differences.chunks(BATCH_MAX) {
+        let changes = describe(volume, batch).await?;
         let events = changes.into_iter().map(Into::into).collect();
         let ids = report(volume, link, events, None).await?;
-        confirm(&mut volume.index_mut(), &batch, &ids)?;
-        count(counts, &batch);
+        confirm(&mut volume.index_mut(), batch, &ids)?;
+        count(counts, batch);
         progress(*counts);
     }
     match plan.introduction {
@@ -76,17 +74,26 @@ pub(crate) async fn tell(
     Ok(())
 }
 
-/// Reads what the files of a batch are, aside from the async threads.
-fn describe(
-    volume: &Arc<Volume>,
-    batch: Vec<Difference>,
-) -> tokio::task::JoinHandle<(Vec<Difference>, Vec<FileChange>)> {
-    let volume = Arc::clone(volume);
-    tokio::task::spawn_blocking(move || {
-        let layout = volume.layout();
-        let changes = batch.iter().map(|difference| told(&layout, difference)).collect();
-        (batch, changes)
-    })
+/// Reads what the files of a batch are, where blocking is allowed.
+async fn describe(volume: &Arc<Volume>, batch: &[Difference]) -> Result<Vec<FileChange>, String> {
+    let (at, batch) = (Arc::clone(volume), batch.to_vec());
+    let describing = tokio::task::spawn_blocking(move || {
+        let (root, layout) = (at.root()?, at.layout());
+        let told = |it| told(&layout, it, look_into(&root, it));
+        Ok(batch.iter().map(told).collect())
+    });
+    unless_silent(volume, describing).await
+}
+
+/// What a file is by its bytes, if it is still the file that was seen.
+fn look_into(root: &OwnedFd, difference: &Difference) -> Option<Identity> {
+    if difference.event == FileEvent::Deleted {
+        return None;
+    }
+    let (file, stamp) = open_file(root, difference.path.as_str()).ok()?;
+    let name = difference.path.file_name();
+    let databases = Databases::of_this_machine();
+    (stamp == difference.stamp).then(|| identify(&file, stamp.size_bytes, name, &databases))
 }
 
 fn count(counts: &mut ScanCounts, batch: &[Difference]) {
@@ -149,15 +156,16 @@ fn confirm(index: &mut Index, batch: &[Difference], ids: &[ImageId]) -> Result<(
 }
 
 /// A difference in the words of a report.
-fn told(layout: &Layout, difference: &Difference) -> FileChange {
-    let name = difference.path.file_name();
+fn told(layout: &Layout, difference: &Difference, identity: Option<Identity>) -> FileChange {
+    let facts = identity.as_ref().map(|it| Box::new(it.facts.clone()));
+    let identity = identity.unwrap_or_else(|| by_name(difference.path.file_name()));
     let file = FoundFile {
         image: difference.image.unwrap_or_else(|| ImageId::mint(clock::now())),
         path: difference.path.clone(),
         stamp: difference.stamp,
-        // An upload may have any name.
-        format: ImageFormat::of_name(name).unwrap_or(ImageFormat::Img),
-        os: identify_by_name(name),
+        format: identity.format,
+        os: identity.os,
+        facts,
         folder: folder_hint(layout, &difference.path),
     };
     let former = |(path, known): &(VolumePath, Known)| FormerFile {
@@ -183,7 +191,7 @@ fn folder_hint(layout: &Layout, path: &VolumePath) -> Option<FolderPath> {
 
 #[cfg(test)]
 mod tests {
-    use isotope_proto::image::Stamp;
+    use isotope_proto::image::{ImageFormat, Stamp};
 
     use super::*;
     use crate::plan::plan;
@@ -223,7 +231,7 @@ mod tests {
             difference(FileEvent::Created, "iso/noext", 1),
             difference(FileEvent::Created, "iso/a.iso", 2),
         ];
-        let told: Vec<_> = batch.iter().map(|it| told(&Layout::default(), it)).collect();
+        let told: Vec<_> = batch.iter().map(|it| told(&Layout::default(), it, None)).collect();
         assert_eq!(told.len(), 2);
         assert_eq!(told[0].file.format, ImageFormat::Img);
         let ids: Vec<_> = told.iter().map(|change| change.file.image).collect();

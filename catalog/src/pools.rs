@@ -223,6 +223,7 @@ mod tests {
             stamp: Stamp { inode: n.into(), size_bytes: 1, mtime_ns: 1 },
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            facts: None,
             folder: None,
         };
         let found = |n: u8| FileChange {

@@ -158,6 +158,7 @@ impl Report<'_, '_> {
             size_bytes: file.stamp.size_bytes,
             format: file.format,
             os: file.os.clone(),
+            facts: file.facts.clone(),
             mode,
             created: self.now,
             modified: Timestamp(file.stamp.mtime_ns),
@@ -249,6 +250,7 @@ mod tests {
             stamp: Stamp { inode, size_bytes: 10, mtime_ns: 1 },
             format: ImageFormat::Iso,
             os: Os { family: OsFamily::Linux, ..Os::unknown() },
+            facts: None,
             folder: None,
         }
     }
@@ -440,8 +442,8 @@ mod tests {
         let node = NodeId::from_bytes([1; 16]);
         let begin = Verb::BeginUpload { request, volume: VOLUMES[0], node };
         store.commit(None, begin).await.expect("begun");
-        let FoundFile { path, stamp, format, os, .. } = file(5, "iso/new.iso", 5);
-        let sealed = Sealed { stamp, path, format, os };
+        let FoundFile { path, stamp, format, os, facts, .. } = file(5, "iso/new.iso", 5);
+        let sealed = Sealed { stamp, path, format, os, facts };
         let publish = Verb::Publish { upload: id, sealed, set: Attributes::default() };
         store.commit(None, publish).await.expect("published");
         end_introduction(&store, VOLUMES[0], &["iso/other.iso"]).await;

@@ -108,6 +108,7 @@ pub(crate) fn publish(
         size_bytes: sealed.stamp.size_bytes,
         format: sealed.format,
         os: sealed.os.clone(),
+        facts: sealed.facts.clone(),
         mode: set.mode.unwrap_or(mode),
         created: now,
         modified: set.modified.unwrap_or(Timestamp(sealed.stamp.mtime_ns)),

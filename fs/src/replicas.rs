@@ -121,6 +121,7 @@ mod tests {
             size_bytes: 1,
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            facts: None,
             mode: 0,
             created: Timestamp(0),
             modified: Timestamp(0),

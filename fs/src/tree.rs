@@ -497,6 +497,7 @@ mod tests {
             size_bytes: 1,
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            facts: None,
             mode: 0o664,
             created: Timestamp(0),
             modified: Timestamp(0),

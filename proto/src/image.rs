@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::facts::Facts;
 use crate::id::{ContentId, ImageId, Ino, VolumeId};
 use crate::name::VolumePath;
 use crate::time::Timestamp;
@@ -24,16 +25,29 @@ pub struct Replica {
     pub stamp: Stamp,
 }
 
-/// What a file is taken for, by its name so far.
+/// What a file is by its bytes, whatever it is called; where they say nothing, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageFormat {
+    /// ISO 9660 or UDF.
     Iso,
+    /// Raw: sectors as a disk has them.
     Img,
     Ova,
+    Qcow2,
+    Vmdk,
+    Vhd,
+    Vhdx,
+    Vdi,
+    Gzip,
+    Bzip2,
+    Xz,
+    Zstd,
+    SevenZip,
+    Zip,
 }
 
 impl ImageFormat {
-    /// By extension, whatever its case; `None` for what is no image.
+    /// Which names are images', by extension, whatever its case; `None` for what is no image.
     #[must_use]
     pub fn of_name(name: &str) -> Option<Self> {
         let (stem, extension) = name.rsplit_once('.')?;
@@ -55,6 +69,17 @@ impl fmt::Display for ImageFormat {
             Self::Iso => "iso",
             Self::Img => "img",
             Self::Ova => "ova",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+            Self::Vdi => "vdi",
+            Self::Gzip => "gz",
+            Self::Bzip2 => "bz2",
+            Self::Xz => "xz",
+            Self::Zstd => "zst",
+            Self::SevenZip => "7z",
+            Self::Zip => "zip",
         })
     }
 }
@@ -111,6 +136,8 @@ pub struct Image {
     pub size_bytes: u64,
     pub format: ImageFormat,
     pub os: Os,
+    /// What its bytes say; none where they have not been looked at.
+    pub facts: Option<Box<Facts>>,
     /// Permission bits, `0o7777` at most.
     pub mode: u32,
     pub created: Timestamp,

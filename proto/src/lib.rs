@@ -4,6 +4,8 @@
 pub mod change;
 pub mod cluster;
 pub mod crash;
+pub mod digest;
+pub mod facts;
 pub mod id;
 pub mod image;
 pub mod name;

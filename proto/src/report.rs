@@ -1,6 +1,7 @@
 //! What agents tell the catalogue: who they are, which volumes they see, what changed in them.
 
 use crate::cluster::{Node, VolumeState};
+use crate::facts::Facts;
 use crate::id::{BootId, ImageId, VolumeId};
 use crate::image::{ImageFormat, Os, Stamp};
 use crate::name::{FolderPath, VolumePath};
@@ -35,6 +36,7 @@ pub struct FoundFile {
     pub stamp: Stamp,
     pub format: ImageFormat,
     pub os: Os,
+    pub facts: Option<Box<Facts>>,
     /// Folder the file's place in the pool asks for; `None` to go by family of OS.
     pub folder: Option<FolderPath>,
 }
@@ -68,7 +70,7 @@ pub struct FormerFile {
     pub stamp: Stamp,
 }
 
-/// Most changes in one report: bounds a message (about 1 KiB each) and a transaction.
+/// Most changes in one report: bounds a message (about 1 KiB each, and 3 where bytes say much) and a transaction.
 pub const FILE_CHANGES_MAX: usize = 500;
 
 /// Most bytes of paths in the message that ends an introduction: it stays below the 4 MiB that the

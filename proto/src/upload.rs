@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::facts::Facts;
 use crate::id::{ImageId, Ino, NodeId, UploadId, VolumeId};
 use crate::image::{Image, ImageFormat, Os, Stamp};
 use crate::name::VolumePath;
@@ -49,6 +50,7 @@ pub struct Sealed {
     pub path: VolumePath,
     pub format: ImageFormat,
     pub os: Os,
+    pub facts: Option<Box<Facts>>,
 }
 
 /// What is to be done with a file; decided by the catalogue, durable there, and idempotent.

@@ -3,10 +3,12 @@
 
 mod change;
 mod cluster;
+mod facts;
 mod tree;
 mod upload;
 
 pub use change::{decode_change, encode_change};
+pub use facts::{decode_facts, encode_facts};
 pub use tree::{decode_image, encode_image};
 pub use upload::{publish_request, published_attributes};
 

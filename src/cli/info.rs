@@ -1,6 +1,7 @@
 //! `isotope info`.
 
 use clap::Args;
+use isotope_proto::facts::{Facts, Source};
 use isotope_proto::image::Replica;
 
 use super::Context;
@@ -36,11 +37,72 @@ pub(super) async fn cmd_info(args: &InfoArgs, context: &Context) -> anyhow::Resu
         ("Modified", output::time(image.modified)),
         ("Inode", image.ino.to_string()),
     ];
+    if let Some(facts) = &image.facts {
+        rows.extend(told(facts));
+    }
     rows.extend(image.replicas.iter().map(|replica| ("Replica", place(replica, &status))));
     for (label, value) in rows {
-        output::line(&output::plain(&format!("{label:<13} {value}")));
+        // A label may have line breaks too, and must not pose as a line of ours.
+        output::line(&output::plain(&format!("{label:<13} {}", value.replace('\n', "\\n"))));
     }
     Ok(())
+}
+
+/// What its bytes say, a row each; nothing of what they do not say.
+fn told(facts: &Facts) -> Vec<(&'static str, String)> {
+    let mut rows: Vec<(&'static str, String)> = Vec::new();
+    let mut text = |label, text: &str| {
+        if !text.is_empty() {
+            rows.push((label, text.to_owned()));
+        }
+    };
+    text("Problem", facts.problem.as_deref().unwrap_or_default());
+    text("Volume label", &facts.volume_label);
+    text("System id", &facts.system_id);
+    text("Publisher", &facts.publisher_id);
+    text("Application", &facts.application_id);
+    text("Volume size", &size(facts.volume_size_bytes));
+    let extensions = facts.extensions;
+    text(
+        "Extensions",
+        &listed(&[
+            (extensions.joliet, "Joliet"),
+            (extensions.rock_ridge, "Rock Ridge"),
+            (extensions.udf, "UDF"),
+        ]),
+    );
+    text("Boots", &listed(&[(facts.boot.bios, "BIOS"), (facts.boot.uefi, "UEFI")]));
+    text("Partitions", &facts.partitions.map(|it| it.to_string()).unwrap_or_default());
+    text("Disk size", &size(facts.virtual_size_bytes));
+    if let Some(machine) = &facts.appliance {
+        text("Machine", &machine.name);
+        text("System", &machine.os);
+        text("Memory", &size(machine.memory_bytes));
+        for disk in &machine.disks {
+            text("Disk", format!("{} {}", disk.name, size(disk.capacity_bytes)).trim());
+        }
+    }
+    for candidate in &facts.candidates {
+        let from = match candidate.source {
+            Source::Osinfo => "osinfo-db",
+            Source::OwnTable => "its labels",
+            Source::MarkerFile => "files on it",
+            Source::Appliance => "its description",
+            Source::FileName => "its name",
+        };
+        text("Candidate", &format!("{} (by {from})", candidate.name));
+    }
+    rows
+}
+
+/// Nothing for a size that is not known.
+fn size(size_bytes: u64) -> String {
+    if size_bytes == 0 { String::new() } else { output::bytes(size_bytes) }
+}
+
+fn listed(all: &[(bool, &str)]) -> String {
+    let there: Vec<&str> = all.iter().filter(|(there, _)| *there).map(|(_, name)| *name).collect();
+    there.join(", ")
 }
 
 /// Pool, host and file of a replica, and whether it can be read now.

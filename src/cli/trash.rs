@@ -175,6 +175,7 @@ mod tests {
             size_bytes: 0,
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            facts: None,
             mode: 0,
             created: Timestamp(0),
             modified: Timestamp(0),

@@ -1,6 +1,7 @@
 //! Entries as commands show them; the JSON keys are the API's field names.
 
-use isotope_proto::image::Image;
+use isotope_proto::facts::Facts;
+use isotope_proto::image::{Image, Os};
 use isotope_proto::name::LibraryPath;
 use isotope_proto::pb::{self, listing};
 use isotope_proto::tree::{Entry, Folder};
@@ -86,6 +87,8 @@ struct ImageJson {
     format: String,
     filename: String,
     os: OsJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    facts: Option<FactsJson>,
     create_time: String,
     replicas: Vec<ReplicaJson>,
 }
@@ -96,6 +99,54 @@ struct OsJson {
     distribution: String,
     version: String,
     arch: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FactsJson {
+    volume_label: String,
+    system_id: String,
+    publisher_id: String,
+    application_id: String,
+    volume_size_bytes: u64,
+    joliet: bool,
+    rock_ridge: bool,
+    udf: bool,
+    boots_bios: bool,
+    boots_uefi: bool,
+    partition_table: Option<String>,
+    virtual_size_bytes: u64,
+    appliance: Option<ApplianceJson>,
+    markers: Vec<MarkerJson>,
+    candidates: Vec<CandidateJson>,
+    database: String,
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ApplianceJson {
+    name: String,
+    os: String,
+    memory_bytes: u64,
+    disks: Vec<DiskJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskJson {
+    name: String,
+    capacity_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct MarkerJson {
+    path: String,
+    text: String,
+}
+
+#[derive(Debug, Serialize)]
+struct CandidateJson {
+    name: String,
+    os: OsJson,
+    source: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -119,14 +170,64 @@ impl ImageJson {
             size_bytes: image.size_bytes,
             format: image.format.to_string(),
             filename: image.filename.clone(),
-            os: OsJson {
-                family: image.os.family.to_string(),
-                distribution: image.os.distribution.clone(),
-                version: image.os.version.clone(),
-                arch: image.os.arch.clone(),
-            },
+            os: OsJson::of(&image.os),
+            facts: image.facts.as_deref().map(FactsJson::of),
             create_time: output::time(image.created),
             replicas: replicas.collect(),
+        }
+    }
+}
+
+impl OsJson {
+    fn of(os: &Os) -> Self {
+        Self {
+            family: os.family.to_string(),
+            distribution: os.distribution.clone(),
+            version: os.version.clone(),
+            arch: os.arch.clone(),
+        }
+    }
+}
+
+impl FactsJson {
+    fn of(facts: &Facts) -> Self {
+        let appliance = facts.appliance.as_ref().map(|it| ApplianceJson {
+            name: it.name.clone(),
+            os: it.os.clone(),
+            memory_bytes: it.memory_bytes,
+            disks: it
+                .disks
+                .iter()
+                .map(|it| DiskJson { name: it.name.clone(), capacity_bytes: it.capacity_bytes })
+                .collect(),
+        });
+        let markers = facts
+            .markers
+            .iter()
+            .map(|it| MarkerJson { path: it.path.clone(), text: it.text.clone() });
+        let candidates = facts.candidates.iter().map(|it| CandidateJson {
+            name: it.name.clone(),
+            os: OsJson::of(&it.os),
+            source: it.source.to_string(),
+        });
+        Self {
+            volume_label: facts.volume_label.clone(),
+            system_id: facts.system_id.clone(),
+            publisher_id: facts.publisher_id.clone(),
+            application_id: facts.application_id.clone(),
+            volume_size_bytes: facts.volume_size_bytes,
+            joliet: facts.extensions.joliet,
+            rock_ridge: facts.extensions.rock_ridge,
+            udf: facts.extensions.udf,
+            boots_bios: facts.boot.bios,
+            boots_uefi: facts.boot.uefi,
+            partition_table: facts.partitions.map(|it| it.to_string()),
+            virtual_size_bytes: facts.virtual_size_bytes,
+            appliance,
+            markers: markers.collect(),
+            candidates: candidates.collect(),
+            database: facts.database.clone(),
+            problem: facts.problem.clone(),
         }
     }
 }

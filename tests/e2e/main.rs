@@ -5,6 +5,7 @@ mod bad_input;
 mod boot;
 mod children;
 mod commands;
+mod facts;
 mod faults;
 mod flushing;
 mod harness;

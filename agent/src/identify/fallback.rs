@@ -85,6 +85,7 @@ const ARCHITECTURES: &[(&[&str], &str)] = &[
     (&["64bit"], "x86_64"), // as Linux Mint and Microsoft's volume licences write it
     (&["arm64"], "aarch64"),
     (&["aarch64"], "aarch64"),
+    (&["a64"], "aarch64"), // in labels of Windows
     (&["x86"], "i686"),
     (&["i386"], "i686"),
     (&["i686"], "i686"),
@@ -116,6 +117,13 @@ pub(crate) fn identify_by_name(file_name: &str) -> Os {
         distribution => distribution,
     };
     Os { family: found.family, distribution: distribution.to_owned(), version, arch }
+}
+
+/// The name that `uname -m` has for an architecture; that which is given, where it is none of ours.
+pub(super) fn architecture_of(text: &str) -> String {
+    let lower = text.to_ascii_lowercase().replace("-bit", "bit");
+    let found = tails(&words(&lower)).find_map(architecture).map(|(arch, _)| arch);
+    found.map_or(lower.clone(), ToOwned::to_owned)
 }
 
 /// The Windows whose version is a year are servers, but for Windows 2000.

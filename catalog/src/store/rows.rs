@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use isotope_proto::change::{Change, Record};
 use isotope_proto::cluster::{Node, Pool, Sight, Volume};
+use isotope_proto::facts::Facts;
 use isotope_proto::id::{ContentId, EntryId, ImageId, Ino, NodeId, PoolId, Revision, VolumeId};
 use isotope_proto::image::{Image, ImageFormat, Os, OsFamily, Replica, Stamp};
 use isotope_proto::name::{EntryName, VolumePath};
@@ -11,12 +12,13 @@ use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, Folder};
 use isotope_proto::upload::FileTaskKind;
-use rusqlite::types::{FromSql, ToSql, Type};
+use isotope_proto::wire::decode_facts;
+use rusqlite::types::{FromSql, ToSql, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 
 use super::{log, storage};
 
-/// Records in one piece of a list: about 300 KiB on the wire.
+/// Records in one piece of a list: about 700 KiB on the wire, and 3 MiB at most.
 const PIECE_RECORDS: usize = 1000;
 
 /// Twins told of an image: as many hosts as a reader can try before its patience ends.
@@ -31,7 +33,7 @@ const FOLDER: &str =
     "SELECT ino, mode, created_ns, modified_ns, changed_ns, default_pool FROM folder";
 const ENTRY: &str = "SELECT id, parent, name, ino FROM entry";
 const IMAGE: &str = "SELECT image.id, ino, content, filename, size_bytes, format, os_family,
-    os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns
+    os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns, facts
     FROM image JOIN content ON content.id = image.content";
 const REPLICA: &str = "SELECT volume, path, inode, size_bytes, mtime_ns, image FROM replica";
 
@@ -384,8 +386,16 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<Image> {
         created: Timestamp(row.get(11)?),
         modified: Timestamp(row.get(12)?),
         changed: Timestamp(row.get(13)?),
+        facts: facts_of(row, 14)?,
         replicas: Vec::new(),
     })
+}
+
+fn facts_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Box<Facts>>> {
+    if row.get_ref(column)? == ValueRef::Null {
+        return Ok(None);
+    }
+    parsed(row, column, |bytes: Vec<u8>| decode_facts(&bytes).map(Box::new)).map(Some)
 }
 
 /// An enumeration stored by the name it is shown under.
@@ -395,7 +405,7 @@ macro_rules! stored {
     ($($type:ident: $($variant:ident),+;)*) => {$(
         impl FromSql for Stored<$type> {
             fn column_result(
-                value: rusqlite::types::ValueRef<'_>,
+                value: ValueRef<'_>,
             ) -> rusqlite::types::FromSqlResult<Self> {
                 let text = value.as_str()?;
                 [$($type::$variant),+]
@@ -414,7 +424,7 @@ macro_rules! stored {
 }
 
 stored! {
-    ImageFormat: Iso, Img, Ova;
+    ImageFormat: Iso, Img, Ova, Qcow2, Vmdk, Vhd, Vhdx, Vdi, Gzip, Bzip2, Xz, Zstd, SevenZip, Zip;
     OsFamily: Windows, Linux, Other;
     FileTaskKind: Finish, Trash, Restore, Purge;
 }

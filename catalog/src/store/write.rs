@@ -7,6 +7,7 @@ use isotope_proto::id::{EntryId, Ino, PoolId};
 use isotope_proto::image::Image;
 use isotope_proto::refusal::Refusal;
 use isotope_proto::tree::{Entry, Folder};
+use isotope_proto::wire::encode_facts;
 use rusqlite::{Connection, Params, params};
 
 use super::rows::{Rows, Stored, sql_int};
@@ -147,14 +148,14 @@ impl<'a> Edits<'a> {
         )?;
         self.execute(
             "INSERT INTO image (id, ino, content, filename, format, os_family, os_distribution,
-                 os_version, os_arch, mode, created_ns, modified_ns, changed_ns)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                 os_version, os_arch, mode, created_ns, modified_ns, changed_ns, facts)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT (id) DO UPDATE SET content = excluded.content,
                  filename = excluded.filename, format = excluded.format,
                  os_family = excluded.os_family, os_distribution = excluded.os_distribution,
                  os_version = excluded.os_version, os_arch = excluded.os_arch,
                  mode = excluded.mode, modified_ns = excluded.modified_ns,
-                 changed_ns = excluded.changed_ns",
+                 changed_ns = excluded.changed_ns, facts = excluded.facts",
             params![
                 id,
                 ino,
@@ -169,6 +170,7 @@ impl<'a> Edits<'a> {
                 image.created.0,
                 image.modified.0,
                 image.changed.0,
+                image.facts.as_deref().map(encode_facts),
             ],
         )?;
         for replica in &image.replicas {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::facts::{facts_in, facts_out};
 use super::tree::format_in;
 use super::{Malformed, each, ids, required, time_in, time_out};
 use crate::cluster::{Access, Live, Node, Pool, Sight, Space, Volume, VolumeState, Watcher};
@@ -231,6 +232,7 @@ impl From<FoundFile> for pb::FoundImage {
             stamp: Some(file.stamp.into()),
             format: pb::ImageFormat::from(file.format).into(),
             os: Some(file.os.into()),
+            facts: facts_out(file.facts),
             folder_hint: file.folder.map(|folder| folder.to_string()),
         }
     }
@@ -245,6 +247,7 @@ impl TryFrom<pb::FoundImage> for FoundFile {
             stamp: required("image.stamp", file.stamp)?.into(),
             format: format_in(file.format)?,
             os: required("image.os", file.os)?.into(),
+            facts: facts_in(file.facts),
             folder: file.folder_hint.map(|hint| hint.parse()).transpose()?,
         })
     }

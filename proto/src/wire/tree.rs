@@ -2,6 +2,7 @@
 
 use prost::Message as _;
 
+use super::facts::{facts_in, facts_out};
 use super::{Malformed, each, required, time_in, time_out};
 use crate::id::{ContentId, EntryId, ImageId, Ino, PoolId, VolumeId};
 use crate::image::{Image, ImageFormat, Os, OsFamily, Replica, Stamp};
@@ -98,6 +99,17 @@ impl From<ImageFormat> for pb::ImageFormat {
             ImageFormat::Iso => Self::Iso,
             ImageFormat::Img => Self::Img,
             ImageFormat::Ova => Self::Ova,
+            ImageFormat::Qcow2 => Self::Qcow2,
+            ImageFormat::Vmdk => Self::Vmdk,
+            ImageFormat::Vhd => Self::Vhd,
+            ImageFormat::Vhdx => Self::Vhdx,
+            ImageFormat::Vdi => Self::Vdi,
+            ImageFormat::Gzip => Self::Gzip,
+            ImageFormat::Bzip2 => Self::Bzip2,
+            ImageFormat::Xz => Self::Xz,
+            ImageFormat::Zstd => Self::Zstd,
+            ImageFormat::SevenZip => Self::SevenZip,
+            ImageFormat::Zip => Self::Zip,
         }
     }
 }
@@ -107,6 +119,17 @@ pub(super) fn format_in(value: i32) -> Result<ImageFormat, Malformed> {
         Ok(pb::ImageFormat::Iso) => Ok(ImageFormat::Iso),
         Ok(pb::ImageFormat::Img) => Ok(ImageFormat::Img),
         Ok(pb::ImageFormat::Ova) => Ok(ImageFormat::Ova),
+        Ok(pb::ImageFormat::Qcow2) => Ok(ImageFormat::Qcow2),
+        Ok(pb::ImageFormat::Vmdk) => Ok(ImageFormat::Vmdk),
+        Ok(pb::ImageFormat::Vhd) => Ok(ImageFormat::Vhd),
+        Ok(pb::ImageFormat::Vhdx) => Ok(ImageFormat::Vhdx),
+        Ok(pb::ImageFormat::Vdi) => Ok(ImageFormat::Vdi),
+        Ok(pb::ImageFormat::Gzip) => Ok(ImageFormat::Gzip),
+        Ok(pb::ImageFormat::Bzip2) => Ok(ImageFormat::Bzip2),
+        Ok(pb::ImageFormat::Xz) => Ok(ImageFormat::Xz),
+        Ok(pb::ImageFormat::Zstd) => Ok(ImageFormat::Zstd),
+        Ok(pb::ImageFormat::SevenZip) => Ok(ImageFormat::SevenZip),
+        Ok(pb::ImageFormat::Zip) => Ok(ImageFormat::Zip),
         Ok(pb::ImageFormat::Unspecified) | Err(_) => {
             Err(Malformed::Unknown { field: "format", value: value.into() })
         }
@@ -151,6 +174,7 @@ impl From<Image> for pb::Image {
             size_bytes: image.size_bytes,
             format: pb::ImageFormat::from(image.format).into(),
             os: Some(image.os.into()),
+            facts: facts_out(image.facts),
             mode: image.mode,
             create_time: time_out(image.created),
             modify_time: time_out(image.modified),
@@ -171,6 +195,7 @@ impl TryFrom<pb::Image> for Image {
             size_bytes: image.size_bytes,
             format: format_in(image.format)?,
             os: required("image.os", image.os)?.into(),
+            facts: facts_in(image.facts),
             mode: image.mode & 0o7777,
             created: time_in("image.create_time", image.create_time)?,
             modified: time_in("image.modify_time", image.modify_time)?,

@@ -1,5 +1,6 @@
 //! Uploads, staging, tasks, trash.
 
+use super::facts::{facts_in, facts_out};
 use super::tree::format_in;
 use super::{Malformed, each, required, time_in, time_out};
 use crate::id::{ImageId, UploadId};
@@ -51,6 +52,7 @@ pub fn publish_request(
         path: sealed.path.to_string(),
         format: pb::ImageFormat::from(sealed.format).into(),
         os: Some(sealed.os.into()),
+        facts: facts_out(sealed.facts),
         mode: set.mode,
         modify_time: set.modified.and_then(time_out),
     }
@@ -81,6 +83,7 @@ impl TryFrom<pb::PublishUploadRequest> for Sealed {
             path: VolumePath::parse(&request.path)?,
             format: format_in(request.format)?,
             os: required("upload.os", request.os)?.into(),
+            facts: facts_in(request.facts),
         })
     }
 }
@@ -92,6 +95,7 @@ impl From<Sealed> for pb::StageSealed {
             path: sealed.path.to_string(),
             format: pb::ImageFormat::from(sealed.format).into(),
             os: Some(sealed.os.into()),
+            facts: facts_out(sealed.facts),
         }
     }
 }
@@ -104,6 +108,7 @@ impl TryFrom<pb::StageSealed> for Sealed {
             path: VolumePath::parse(&sealed.path)?,
             format: format_in(sealed.format)?,
             os: required("sealed.os", sealed.os)?.into(),
+            facts: facts_in(sealed.facts),
         })
     }
 }

@@ -202,6 +202,7 @@ async fn report_images(channel: Channel) {
             format: pb::ImageFormat::Iso.into(),
             os: Some(pb::Os::default()),
             folder_hint: (n < 2).then(|| "/a".to_owned()),
+            facts: None,
         }),
         time: Some(Default::default()),
         previous: None,
