@@ -20,6 +20,7 @@ mod status;
 mod trash;
 mod tree;
 mod up;
+mod verify;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -68,6 +69,8 @@ enum Command {
     Get(get::GetArgs),
     Trash(trash::TrashArgs),
     Scan(scan::ScanArgs),
+    Verify(verify::VerifyArgs),
+    Scrub(verify::ScrubArgs),
     Node(node::NodeArgs),
     Pool(pool::PoolArgs),
     Status(status::StatusArgs),
@@ -125,6 +128,8 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Mv(args) => mv::cmd_mv(&args, context).await,
         Command::Get(args) => get::cmd_get(&args, context).await,
         Command::Scan(args) => scan::cmd_scan(&args, context).await,
+        Command::Verify(args) => verify::cmd_verify(&args, context).await,
+        Command::Scrub(args) => verify::cmd_scrub(&args, context).await,
         Command::Node(args) => node::cmd_node(&args, context).await,
         Command::Pool(args) => pool::cmd_pool(&args, context).await,
         Command::Status(args) => status::cmd_status(&args, context).await,

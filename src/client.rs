@@ -174,6 +174,11 @@ pub(crate) fn request_id() -> Vec<u8> {
     RequestId::mint(Timestamp::from(std::time::SystemTime::now())).into()
 }
 
+/// A message's time.
+pub(crate) fn time_of(at: &prost_types::Timestamp) -> Timestamp {
+    Timestamp::from_parts(at.seconds, u32::try_from(at.nanos).unwrap_or(0))
+}
+
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {

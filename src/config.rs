@@ -29,6 +29,9 @@ const KEYS: &[&str] = &[
     "agent.advertise",
     "agent.name",
     "agent.pools",
+    "agent.hash_mib_per_s",
+    "agent.scrub_mib_per_s",
+    "agent.scrub_every_days",
     "mount.dir",
     "log.filter",
     "log.format",
@@ -89,6 +92,12 @@ pub(crate) struct AgentSettings {
     pub(crate) name: Option<String>,
     /// Directories to offer, each `DIR[=NAME]`.
     pub(crate) pools: Vec<String>,
+    /// What is read of each disk to hash new files, in MiB per second; 0 for as fast as it goes.
+    pub(crate) hash_mib_per_s: u64,
+    /// The same for reading again what is known.
+    pub(crate) scrub_mib_per_s: u64,
+    /// After so many days each file is read again; 0 for never by itself.
+    pub(crate) scrub_every_days: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +151,9 @@ impl Default for AgentSettings {
             advertise: None,
             name: None,
             pools: Vec::new(),
+            hash_mib_per_s: 0,
+            scrub_mib_per_s: 50,
+            scrub_every_days: 30,
         }
     }
 }
@@ -270,6 +282,10 @@ impl Layers {
                 "true" | "1" => Value::Boolean(true),
                 "false" | "0" => Value::Boolean(false),
                 _ => return Err(invalid(format!("{text:?} is neither true nor false"))),
+            },
+            Some((Value::Integer(_), _)) => match text.parse::<i64>() {
+                Ok(number) => Value::Integer(number),
+                Err(_) => return Err(invalid(format!("{text:?} is no whole number"))),
             },
             Some((Value::Array(_), _)) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

@@ -27,6 +27,11 @@ pub(crate) const INTERRUPTED: u8 = 130;
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
+/// Files whose bytes are no longer those that were catalogued.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} of the files have rotted; they are served no more")]
+pub(crate) struct Rotten(pub(crate) u64);
+
 /// Ended by a signal.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
@@ -43,6 +48,9 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if error.is::<Rotten>() {
+        return Some(INTEGRITY);
+    }
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return Some(refusal_code(refusal.reason));
     }

@@ -88,6 +88,15 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// How many images, in words.
+/// How long a rest will take at a rate, to be put behind its size; nothing if that is not known.
+pub(crate) fn time_left(size_bytes: u64, bytes_per_second: u64) -> String {
+    if size_bytes == 0 || bytes_per_second == 0 {
+        return String::new();
+    }
+    let left = Duration::from_secs(size_bytes.div_ceil(bytes_per_second));
+    format!(", about {} left", humantime::format_duration(left))
+}
+
 pub(crate) fn images(count: u64) -> String {
     let noun = if count == 1 { "image" } else { "images" };
     format!("{count} {noun}")

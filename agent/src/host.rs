@@ -6,21 +6,29 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use isotope_proto::id::{NodeId, VolumeId};
+use isotope_proto::id::{ImageId, NodeId, VolumeId};
+use isotope_proto::image::Stamp;
+use isotope_proto::name::VolumePath;
+use isotope_proto::pb;
 use isotope_proto::refusal::{Reason, Refusal};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::clock;
 use crate::identity::State;
+use crate::index::Known;
 use crate::layout::Layout;
 use crate::recognise::{Checked, Remembered, VolumeError};
-use crate::volume::{Volume, open_beneath};
+use crate::volume::{Volume, open_beneath, open_file};
 use crate::volumes::Volumes;
 use crate::walk::{Seen, walk};
+use crate::worker::Catalog;
 use crate::writers::{self, Writers};
 
+/// A mount passes over a host that is silent for longer.
+const LOCATE_MAX: Duration = Duration::from_secs(1);
 /// A nonce is a few bytes; more is none.
 const NONCE_BYTES_MAX: u64 = 64;
 
@@ -32,6 +40,8 @@ pub(crate) struct Host {
     state: Arc<Mutex<State>>,
     /// Asks the session to connect now.
     pub(crate) wake: Arc<Notify>,
+    /// The catalogue, while there is a session with it.
+    pub(crate) catalog: Arc<watch::Sender<Option<Catalog>>>,
 }
 
 /// What a directory is, and would be as a volume.
@@ -46,7 +56,8 @@ pub(crate) struct Inspection {
 
 impl Host {
     pub(crate) fn new(node: NodeId, volumes: Volumes, state: State, wake: Arc<Notify>) -> Self {
-        Self { node, volumes, state: Arc::new(Mutex::new(state)), wake }
+        let catalog = Arc::new(watch::Sender::new(None));
+        Self { node, volumes, state: Arc::new(Mutex::new(state)), wake, catalog }
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
@@ -121,6 +132,26 @@ impl Host {
         Ok(())
     }
 
+    /// Asks the catalogue where an image's file lies that is not known here: another agent keeps the
+    /// volume, or the image became another. True if it is known now.
+    pub(crate) async fn relocate(&self, volume: &Arc<Volume>, image: ImageId) -> bool {
+        let Some(mut catalog) = self.catalog.borrow().clone() else { return false };
+        let (volume_id, image_id) = (volume.id.into(), image.into());
+        let mut request = tonic::Request::new(pb::LocateRequest { volume_id, image_id });
+        request.set_timeout(LOCATE_MAX);
+        let Ok(reply) = catalog.locate(request).await else { return false };
+        let pb::LocateReply { path: Some(path), stamp: Some(stamp) } = reply.into_inner() else {
+            return false;
+        };
+        let (volume, stamp) = (Arc::clone(volume), Stamp::from(stamp));
+        let found = tokio::task::spawn_blocking(move || {
+            let path = VolumePath::parse(&path).ok()?;
+            let (_, there) = open_file(&*volume.root().ok()?, path.as_str()).ok()?;
+            (there == stamp).then(|| volume.index_mut().learn(path, Known { image, stamp }))
+        });
+        matches!(found.await, Ok(Some(())))
+    }
+
     /// Writes down something that only who sees the same directory can read.
     pub(crate) fn write_nonce(&self, id: VolumeId, nonce: &[u8]) -> Result<(), Refusal> {
         let sidecar = self.sidecar(id)?;
@@ -173,7 +204,7 @@ impl Inspection {
     fn count(&mut self, root: &OwnedFd, seen: Seen) {
         self.not_taken = seen.problems;
         for (path, stamp) in seen.files {
-            let opened = crate::volume::open_file(root, path.as_str());
+            let opened = open_file(root, path.as_str());
             if opened.is_ok_and(|(file, _)| writers::of(&file) == Writers::Some) {
                 self.not_taken.push((path.to_string(), "is open for writing".to_owned()));
                 continue;

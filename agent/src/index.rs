@@ -4,13 +4,13 @@
 //! On disk it is a log of JSON lines (`index_log.rs`), the later covering the earlier: what a change
 //! costs does not depend on how many files there are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
 use isotope_proto::id::{ImageId, Incarnation};
-use isotope_proto::image::Stamp;
+use isotope_proto::image::{Hashes, Published, Stamp};
 use isotope_proto::name::VolumePath;
 use serde::Serialize;
 
@@ -25,16 +25,17 @@ pub(crate) struct Known {
 }
 
 /// What was read of an image's bytes, and when that holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hashed {
     pub(crate) stamp: Stamp,
     /// Moved by whatever touches the file, but also by `chown` and relabels: then it is read again.
     pub(crate) ctime_ns: i64,
-    pub(crate) sha256: [u8; 32],
-    pub(crate) blake3: [u8; 32],
+    pub(crate) hashes: Hashes,
     /// When the bytes were last read whole, in nanoseconds since the epoch.
     pub(crate) read_ns: i64,
     pub(crate) verdict: Verdict,
+    /// What published checksums beside the file say.
+    pub(crate) published: Option<Published>,
     /// Whether the catalogue confirmed that it knows all this.
     pub(crate) told: bool,
 }
@@ -51,6 +52,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Index {
     files: BTreeMap<VolumePath, Known>,
     paths: HashMap<ImageId, VolumePath>,
+    /// Images with more than one file here; `paths` names the last that was met.
+    several: HashSet<ImageId>,
     /// Files out of a scan's sight, staged or in the trash, whose bytes may still be asked for.
     aside: HashMap<ImageId, (VolumePath, Stamp)>,
     hashes: HashMap<ImageId, Hashed>,
@@ -61,7 +64,6 @@ pub(crate) struct Index {
     pending: Vec<Line>,
 }
 
-#[allow(dead_code)]
 impl Index {
     /// As the lines of a log tell it.
     pub(crate) fn from_lines(
@@ -189,7 +191,10 @@ impl Index {
 
     pub(crate) fn insert(&mut self, path: VolumePath, known: Known) {
         self.drop_aside(known.image);
-        self.paths.insert(known.image, path.clone());
+        let elsewhere = self.paths.insert(known.image, path.clone()).filter(|it| *it != path);
+        if elsewhere.is_some_and(|it| self.files.get(&it).map(|it| it.image) == Some(known.image)) {
+            self.several.insert(known.image);
+        }
         let before = self.files.insert(path.clone(), known);
         if before == Some(known) {
             return;
@@ -202,13 +207,24 @@ impl Index {
         }
     }
 
+    /// A file that the catalogue knows, and that may be known here as another image, which became
+    /// this one.
+    pub(crate) fn learn(&mut self, path: VolumePath, known: Known) {
+        match self.files.get(&path).copied() {
+            Some(before) if before.image != known.image && before.stamp == known.stamp => {
+                self.merge(before.image, known.image);
+            }
+            _ => self.insert(path, known),
+        }
+    }
+
     /// The catalogue made two images one; the file of the first is the second's from now on.
     pub(crate) fn merge(&mut self, image: ImageId, into: ImageId) {
         let Some(path) = self.paths.get(&image).cloned() else { return };
         let Some(known) = self.files.get(&path).copied() else { return };
         if let Some(hashed) = self.hashes.remove(&image) {
-            self.hashes.insert(into, hashed);
             self.pending.push(Line::Hash(HashLine::of(into, &hashed)));
+            self.hashes.insert(into, hashed);
         }
         self.insert(path, Known { image: into, ..known });
         self.merged.insert(image, into);
@@ -232,6 +248,17 @@ impl Index {
     fn forget_path(&mut self, image: ImageId, path: &VolumePath) {
         if self.paths.get(&image) == Some(path) {
             self.paths.remove(&image);
+            if self.several.contains(&image) {
+                let other = self.files.iter().find(|(_, known)| known.image == image);
+                if let Some((other, _)) = other {
+                    self.paths.insert(image, other.clone());
+                    return;
+                }
+                self.several.remove(&image);
+            }
+            if !self.aside.contains_key(&image) {
+                self.hashes.remove(&image);
+            }
         }
     }
 
@@ -249,7 +276,7 @@ impl Index {
     /// Images whose hashes the catalogue has not confirmed, at most so many.
     pub(crate) fn untold(&self, most: usize) -> Vec<(ImageId, Hashed)> {
         let untold = self.hashes.iter().filter(|(_, hashed)| !hashed.told);
-        untold.take(most).map(|(image, hashed)| (*image, *hashed)).collect()
+        untold.take(most).map(|(image, hashed)| (*image, hashed.clone())).collect()
     }
 
     /// The catalogue has confirmed what it was told.
@@ -288,6 +315,8 @@ pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()>
 
 #[cfg(test)]
 mod tests {
+    use isotope_proto::digest::{Blake3, Sha256};
+
     use super::*;
 
     fn known(n: u8) -> Known {
@@ -303,10 +332,13 @@ mod tests {
         Hashed {
             stamp: known(n).stamp,
             ctime_ns: 3,
-            sha256: [n; 32],
-            blake3: [n + 1; 32],
+            hashes: Hashes {
+                sha256: Sha256::from_bytes([n; 32]),
+                blake3: Blake3::from_bytes([n + 1; 32]),
+            },
             read_ns: 9,
             verdict: Verdict::Sound,
+            published: None,
             told: false,
         }
     }
@@ -352,6 +384,18 @@ mod tests {
         }
         assert_eq!(index.files()[&path("iso/a")].image, known(1).image);
         assert_eq!(index.hashed(known(1).image), Some(&hashed(2)));
+    }
+
+    #[test]
+    fn of_several_files_one_is_found_while_there_is_one() {
+        let mut index = Index::default();
+        let copy = Known { stamp: known(2).stamp, ..known(1) };
+        index.insert(path("iso/a"), known(1));
+        index.insert(path("iso/b"), copy);
+        for (gone, left) in [("iso/b", Some("iso/a")), ("iso/a", None)] {
+            index.remove(&path(gone));
+            assert_eq!(index.locate(known(1).image).map(|(path, _)| path.as_str()), left);
+        }
     }
 
     #[test]

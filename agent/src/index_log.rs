@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 
+use isotope_proto::digest::InvalidDigest;
 use isotope_proto::id::ImageId;
-use isotope_proto::image::Stamp;
+use isotope_proto::image::{Hashes, Published, Stamp};
 use isotope_proto::name::VolumePath;
 use rustix::fs::{Mode, OFlags, fstat, openat};
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,10 @@ pub(crate) struct HashLine {
     blake3: String,
     read_ns: i64,
     rotten: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    published_in: Option<String>,
+    #[serde(default)]
+    published_agrees: bool,
     told: bool,
 }
 
@@ -106,36 +111,34 @@ impl HashLine {
             size: hashed.stamp.size_bytes,
             mtime_ns: hashed.stamp.mtime_ns,
             ctime_ns: hashed.ctime_ns,
-            sha256: hex(&hashed.sha256),
-            blake3: hex(&hashed.blake3),
+            sha256: hashed.hashes.sha256.to_string(),
+            blake3: hashed.hashes.blake3.to_string(),
             read_ns: hashed.read_ns,
             rotten: hashed.verdict == Verdict::Rotten,
+            published_in: hashed.published.as_ref().map(|it| it.file.clone()),
+            published_agrees: hashed.published.as_ref().is_some_and(|it| it.agrees),
             told: hashed.told,
         }
     }
 
     pub(crate) fn parse(&self) -> Result<(ImageId, Hashed), String> {
         let stamp = Stamp { inode: self.inode, size_bytes: self.size, mtime_ns: self.mtime_ns };
+        let digest = |error: InvalidDigest| error.to_string();
+        let agrees = self.published_agrees;
         let hashed = Hashed {
             stamp,
             ctime_ns: self.ctime_ns,
-            sha256: unhex(&self.sha256)?,
-            blake3: unhex(&self.blake3)?,
+            hashes: Hashes {
+                sha256: self.sha256.parse().map_err(digest)?,
+                blake3: self.blake3.parse().map_err(digest)?,
+            },
             read_ns: self.read_ns,
             verdict: if self.rotten { Verdict::Rotten } else { Verdict::Sound },
+            published: self.published_in.clone().map(|file| Published { file, agrees }),
             told: self.told,
         };
         Ok((parse_id(&self.image)?, hashed))
     }
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
-}
-
-fn unhex(text: &str) -> Result<[u8; 32], String> {
-    let hash = blake3::Hash::from_hex(text).map_err(|error| error.to_string())?;
-    Ok(*hash.as_bytes())
 }
 
 /// The log of one volume, as long as this process keeps the volume. It is not kept open: a disk on

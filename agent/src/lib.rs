@@ -3,9 +3,11 @@
 //!
 //! [`Config`] → [`Agent::build`] (opens the volumes, binds the port) → [`Agent::serve`].
 
+mod bytes;
 mod clock;
 mod content;
 pub mod digest;
+mod hasher;
 mod hints;
 mod host;
 /// For fuzz targets and tests; no part of the agent's interface.
@@ -17,6 +19,7 @@ mod index_log;
 mod layout;
 mod lookout;
 mod marker;
+mod outboards;
 mod passing;
 mod plan;
 mod recognise;
@@ -48,6 +51,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 
+pub use crate::hasher::Hashing;
 use crate::host::Host;
 pub use crate::identity::IdentityError;
 use crate::identity::State;
@@ -77,6 +81,7 @@ pub struct Config {
     pub catalog: Uri,
     /// Directory of the agent's identity and memory; made when missing.
     pub state: PathBuf,
+    pub hashing: Hashing,
 }
 
 /// Why an agent could not start or go on.
@@ -102,6 +107,7 @@ pub struct Agent {
     boot: BootId,
     host: Host,
     catalog: Endpoint,
+    hashing: Hashing,
 }
 
 /// Whether an agent could use these pools, with nothing made, marked or locked: for whoever starts
@@ -145,6 +151,7 @@ impl Agent {
             boot: BootId::mint(now),
             host: Host::new(state.node(), volumes, state, Arc::default()),
             catalog: Endpoint::from(config.catalog),
+            hashing: config.hashing,
         })
     }
 
@@ -163,6 +170,8 @@ impl Agent {
             boot: self.boot,
             volumes: self.host.volumes.clone(),
             catalog: self.catalog,
+            hashing: self.hashing,
+            shown: Arc::clone(&self.host.catalog),
             wake: Arc::clone(&self.host.wake),
             stop: stop.clone(),
         };
@@ -243,6 +252,7 @@ mod tests {
             pools: pools.iter().map(pool).collect(),
             catalog: Uri::from_static("http://127.0.0.1:1"),
             state: dir.join("state"),
+            hashing: Hashing { rate: None, scrub_rate: None, scrub_every: None },
         }
     }
 

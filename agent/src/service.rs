@@ -43,21 +43,25 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 
 pub(crate) fn server(shared: Host, passing: Arc<Passing>) -> Router {
     let Host { volumes, node, .. } = shared.clone();
-    let stage = StageServiceServer::new(Stage { volumes: volumes.clone(), node, passing });
+    let stage = StageServiceServer::new(Stage { volumes, node, passing });
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(ContentServiceServer::new(Content { volumes, node }))
+        .add_service(ContentServiceServer::new(Content { host: shared.clone() }))
         .add_service(HostServiceServer::new(host::Hosts(shared)))
         .add_service(stage.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 struct Content {
-    volumes: Volumes,
-    node: NodeId,
+    host: Host,
+}
+
+/// Whether somebody else may know better where the file is.
+fn is_unknown(refusal: &Refusal) -> bool {
+    matches!(refusal.reason, Reason::NotFound | Reason::Unavailable | Reason::Replaced)
 }
 
 #[tonic::async_trait]
@@ -74,10 +78,16 @@ impl ContentService for Content {
         let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
         let range = ByteRange::new(request.offset_bytes, request.length_bytes)
             .ok_or_else(|| Refusal::new(Reason::OutOfRange, "the range is no range"))?;
-        let volume = self.volumes.get(volume).ok_or_else(|| {
+        let volume = self.host.volumes.get(volume).ok_or_else(|| {
             Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
         })?;
-        let pieces = content::read(volume, self.node, image, range).await?;
+        let read = || content::read(Arc::clone(&volume), self.host.node, image, range);
+        let pieces = match read().await {
+            Err(refusal) if is_unknown(&refusal) && self.host.relocate(&volume, image).await => {
+                read().await?
+            }
+            read => read?,
+        };
         let chunk = |piece: Result<_, Refusal>| Ok(ReadChunk { data: piece? });
         Ok(Response::new(Box::pin(ReceiverStream::new(pieces).map(chunk))))
     }

@@ -14,7 +14,7 @@ use isotope_proto::refusal::Refusal;
 use isotope_proto::report::{Hello, OfferedVolume, ScanOutcome};
 use isotope_proto::upload::FileTask;
 use isotope_proto::wire::Malformed;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
+use crate::hasher::{self, Hashing};
 use crate::hints::Hint;
 use crate::lookout::{Lookouts, Offers};
 use crate::stage;
@@ -50,6 +51,9 @@ pub(crate) struct Session {
     pub(crate) boot: BootId,
     pub(crate) volumes: Volumes,
     pub(crate) catalog: Endpoint,
+    pub(crate) hashing: Hashing,
+    /// Where the catalogue is shown to others, while there is a session.
+    pub(crate) shown: Arc<watch::Sender<Option<Catalog>>>,
     /// Somebody asks for a session now.
     pub(crate) wake: Arc<tokio::sync::Notify>,
     pub(crate) stop: CancellationToken,
@@ -62,6 +66,9 @@ struct Kept {
     offers: watch::Receiver<Offers>,
     /// The last sweep of each volume; one that waits for its disk is not joined by another.
     sweeps: HashMap<VolumeId, JoinHandle<()>>,
+    hashing: Hashing,
+    /// Files that are read whole at once.
+    reads: Arc<Semaphore>,
     /// Until the next try to connect.
     wait: Duration,
 }
@@ -73,7 +80,10 @@ impl Kept {
         for volume in &all {
             self.workers.entry(volume.id).or_insert_with(|| {
                 self.lookouts.add(Arc::clone(volume));
-                worker::begin(Arc::clone(volume), node)
+                let orders = worker::begin(Arc::clone(volume), node);
+                let (volume, keeping) = (Arc::clone(volume), orders.keeping.subscribe());
+                hasher::begin(volume, keeping, self.hashing, Arc::clone(&self.reads));
+                orders
             });
         }
         let is_there = |id: &VolumeId| all.iter().any(|volume| volume.id == *id);
@@ -102,6 +112,8 @@ impl Session {
             lookouts,
             offers,
             sweeps: HashMap::new(),
+            hashing: self.hashing,
+            reads: Arc::new(Semaphore::new(hasher::READS_MAX)),
             wait: RETRY_MIN,
         };
         kept.follow(&self.volumes, self.node.id);
@@ -119,6 +131,7 @@ impl Session {
                 }
                 Err(_) => {}
             }
+            self.shown.send_replace(None);
             kept.release_all(&self.volumes);
             tokio::select! {
                 () = tokio::time::sleep(kept.wait) => {}
@@ -204,6 +217,7 @@ impl Talk<'_> {
                 info!(catalog = %self.session.catalog.uri(), "connected to the catalogue");
                 kept.wait = RETRY_MIN;
                 self.incarnation = Some(incarnation);
+                self.session.shown.send_replace(Some(self.client.clone()));
             }
             catalog_message::Message::Keep(keep) => {
                 let volume = VolumeId::try_from(&*keep.volume_id).map_err(Malformed::from)?;

@@ -8,17 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isotope_proto::id::{ImageId, Incarnation, LeaseId, NodeId};
+use isotope_proto::image::Checked;
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::pb;
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::refusal::Refusal;
-use isotope_proto::report::{FileChange, FileEvent, FormerFile, FoundFile, ScanCounts};
+use isotope_proto::report::{
+    FileChange, FileEvent, FormerFile, FoundFile, HASHED_FILES_MAX, HashedFile, ScanCounts,
+};
+use isotope_proto::time::Timestamp;
 use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::clock;
 use crate::identify::{Databases, Identity, by_name, identify};
-use crate::index::{Index, Known};
+use crate::index::{Hashed, Index, Known, Verdict};
 use crate::layout::Layout;
 use crate::plan::{Ending, Plan};
 use crate::reconcile::Difference;
@@ -70,8 +74,49 @@ pub(crate) async fn tell(
             "too many files to tell the catalogue all at once; it may keep some that are gone"
         ),
     }
-    volume.index_mut().end_introduction(link.incarnation);
+    let mut index = volume.index_mut();
+    index.end_introduction(link.incarnation);
+    // What another catalogue confirmed, this one has not heard.
+    index.tell_hashes_anew();
     Ok(())
+}
+
+/// Tells what was learnt of files by reading them whole and was not confirmed yet.
+pub(crate) async fn tell_hashes(volume: &Volume, link: &mut Link) -> Result<(), String> {
+    loop {
+        let untold = volume.index().untold(HASHED_FILES_MAX);
+        if untold.is_empty() {
+            return Ok(());
+        }
+        let file = |(image, hashed): &(ImageId, Hashed)| {
+            let checked = Checked {
+                read: Timestamp(hashed.read_ns),
+                rotten: hashed.verdict == Verdict::Rotten,
+                published: hashed.published.clone(),
+            };
+            let (stamp, hashes) = (hashed.stamp, hashed.hashes);
+            HashedFile { image: *image, stamp, hashes, checked }.into()
+        };
+        let mut request = tonic::Request::new(pb::NotifyHashesRequest {
+            node_id: link.node.into(),
+            volume_id: volume.id.into(),
+            lease_id: link.lease.into(),
+            files: untold.iter().map(file).collect(),
+        });
+        request.set_timeout(REPORT_DEADLINE);
+        let reply = link.client.notify_hashes(request).await;
+        let reply = reply.map_err(|status| Refusal::from(status).to_string())?.into_inner();
+        let mut index = volume.index_mut();
+        for (image, hashed) in &untold {
+            index.confirm_hashed(*image, hashed);
+        }
+        for pb::MergedImage { image_id, became_id } in reply.merged {
+            let ids = (ImageId::try_from(&*image_id), ImageId::try_from(&*became_id));
+            if let (Ok(image), Ok(became)) = ids {
+                index.merge(image, became);
+            }
+        }
+    }
 }
 
 /// Reads what the files of a batch are, where blocking is allowed.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use isotope_proto::cluster::{Access, Space, VolumeState};
@@ -14,6 +14,7 @@ use isotope_proto::image::Stamp;
 use isotope_proto::report::OfferedVolume;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatvfs, openat2};
 use rustix::io::Errno;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Index;
@@ -50,6 +51,10 @@ pub(crate) struct Volume {
     /// Whether this agent keeps the volume: scans it, hashes it, writes its index.
     kept: AtomicBool,
     pub(crate) writable: Writable,
+    /// Looks that have ended.
+    looks: AtomicU64,
+    /// There may be something to hash, or to tell of hashes.
+    pub(crate) hashing: Arc<Notify>,
     /// Cancelled when the volume is no longer this agent's.
     pub(crate) left: CancellationToken,
 }
@@ -76,6 +81,8 @@ impl Volume {
             silent: AtomicBool::new(false),
             kept: AtomicBool::new(false),
             writable: Writable::default(),
+            looks: AtomicU64::new(0),
+            hashing: Arc::default(),
             left: CancellationToken::new(),
         };
         volume.read_index();
@@ -212,8 +219,16 @@ impl Volume {
         self.settled.load(Ordering::Relaxed)
     }
 
+    /// A scan has ended well.
     pub(crate) fn settle(&self) {
         self.settled.store(true, Ordering::Relaxed);
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.hashing.notify_one();
+    }
+
+    /// Scans that ended well.
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_writing(&self, image: ImageId) -> bool {

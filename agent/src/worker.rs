@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 use tracing::warn;
 
+use crate::hasher::{backlog, backlog_message};
 use crate::scan::{Waiting, scan};
 use crate::session::message;
 use crate::tell::Link;
@@ -140,6 +141,8 @@ impl Worker {
         if asked.is_empty() {
             asked.push(own);
         }
+        // Whoever waits for the hashes is told what there is to wait for before the end of the scan.
+        let _ = messages.send(backlog_message(&self.volume, backlog(&self.volume))).await;
         for id in asked {
             // Nobody is left to hear it when the session has ended.
             let _ = messages.send(ended(id, self.volume.id, outcome.clone())).await;

@@ -102,6 +102,17 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Its stream is the caller's to follow; it has no deadline, for a file may be large.
+    pub(crate) async fn verify(
+        &mut self,
+        request: pb::VerifyRequest,
+    ) -> Result<tonic::Streaming<pb::VerifyEvent>, Refusal> {
+        let reply = self.client.verify(request).await;
+        Ok(reply.map_err(|error| self.failed(error))?.into_inner())
+    }
+}
+
 fn limited<T>(message: T, most: Duration) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(most);

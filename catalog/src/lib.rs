@@ -5,6 +5,7 @@
 
 mod arranging;
 mod clock;
+mod contents;
 mod feed;
 mod hosts;
 mod housekeeping;
@@ -21,6 +22,7 @@ mod service;
 mod sharing;
 mod store;
 mod uploads;
+mod verifying;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -154,6 +154,7 @@ impl Report<'_, '_> {
             id: if taken { ImageId::mint(self.now) } else { file.image },
             ino: self.edits.take_ino()?,
             content: ContentId::mint(self.now),
+            hashes: None,
             filename: file.path.file_name().to_owned(),
             size_bytes: file.stamp.size_bytes,
             format: file.format,
@@ -167,6 +168,7 @@ impl Report<'_, '_> {
                 volume: self.volume,
                 path: file.path.clone(),
                 stamp: file.stamp,
+                checked: None,
             }],
         };
         self.edits.write(Delta::Image(Edit::Made(image.clone())))?;

@@ -104,6 +104,7 @@ pub(crate) fn publish(
         id: upload.image,
         ino: upload.ino,
         content: ContentId::mint(now),
+        hashes: None,
         filename: name.to_string(),
         size_bytes: sealed.stamp.size_bytes,
         format: sealed.format,
@@ -117,6 +118,7 @@ pub(crate) fn publish(
             volume: upload.volume,
             path: sealed.path.clone(),
             stamp: sealed.stamp,
+            checked: None,
         }],
     };
     let replica = image.replicas[0].clone();

@@ -112,11 +112,13 @@ mod tests {
             volume: volume(*n),
             path: VolumePath::parse("iso/x.iso").expect("a path"),
             stamp: Stamp { inode: 1, size_bytes: 1, mtime_ns: 0 },
+            checked: None,
         };
         Image {
             id: ImageId::from_bytes([n; 16]),
             ino: Ino(n.into()),
             content: ContentId::from_bytes([content; 16]),
+            hashes: None,
             filename: "x.iso".to_owned(),
             size_bytes: 1,
             format: ImageFormat::Iso,

@@ -142,6 +142,8 @@ impl FolderNode {
 
 impl ImageNode {
     fn new(image: &Image) -> Self {
+        // What is known to be rotten is no place to read from.
+        let sound = image.replicas.iter().filter(|replica| !replica.is_rotten());
         Self {
             id: image.id,
             content: image.content,
@@ -151,7 +153,7 @@ impl ImageNode {
             created: image.created,
             modified: image.modified,
             changed: image.changed,
-            volumes: image.replicas.iter().map(|replica| replica.volume).collect(),
+            volumes: sound.map(|replica| replica.volume).collect(),
         }
     }
 }
@@ -493,6 +495,7 @@ mod tests {
             id: ImageId::from_bytes([ino as u8; 16]),
             ino: Ino(ino),
             content: ContentId::from_bytes([ino as u8; 16]),
+            hashes: None,
             filename: "x.iso".to_owned(),
             size_bytes: 1,
             format: ImageFormat::Iso,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::digest::{Blake3, Sha256};
 use crate::facts::Facts;
 use crate::id::{ContentId, ImageId, Ino, VolumeId};
 use crate::name::VolumePath;
@@ -23,6 +24,42 @@ pub struct Replica {
     pub volume: VolumeId,
     pub path: VolumePath,
     pub stamp: Stamp,
+    /// What reading it whole found, once it was.
+    pub checked: Option<Checked>,
+}
+
+impl Replica {
+    /// Its bytes are known not to be the image's: nobody reads them.
+    #[must_use]
+    pub fn is_rotten(&self) -> bool {
+        self.checked.as_ref().is_some_and(|checked| checked.rotten)
+    }
+}
+
+/// What reading a file whole found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// When, by the clock of its host.
+    pub read: Timestamp,
+    /// The stamp is as it was, and the bytes are others.
+    pub rotten: bool,
+    /// What a file of published checksums beside it says.
+    pub published: Option<Published>,
+}
+
+/// A published checksum, compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The file that holds it: `SHA256SUMS`, for instance.
+    pub file: String,
+    pub agrees: bool,
+}
+
+/// The hashes of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Hashes {
+    pub sha256: Sha256,
+    pub blake3: Blake3,
 }
 
 /// What a file is by its bytes, whatever it is called; where they say nothing, by its name.
@@ -131,6 +168,8 @@ pub struct Image {
     pub id: ImageId,
     pub ino: Ino,
     pub content: ContentId,
+    /// Once its bytes have been read.
+    pub hashes: Option<Hashes>,
     /// The name of its file when it was found.
     pub filename: String,
     pub size_bytes: u64,

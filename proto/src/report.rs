@@ -3,7 +3,7 @@
 use crate::cluster::{Node, VolumeState};
 use crate::facts::Facts;
 use crate::id::{BootId, ImageId, VolumeId};
-use crate::image::{ImageFormat, Os, Stamp};
+use crate::image::{Checked, Hashes, ImageFormat, Os, Stamp};
 use crate::name::{FolderPath, VolumePath};
 use crate::time::Timestamp;
 
@@ -69,6 +69,18 @@ pub struct FormerFile {
     pub path: VolumePath,
     pub stamp: Stamp,
 }
+
+/// What was learnt of a file by reading it whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashedFile {
+    pub image: ImageId,
+    pub stamp: Stamp,
+    pub hashes: Hashes,
+    pub checked: Checked,
+}
+
+/// Most files in one report of hashes: some 200 bytes each.
+pub const HASHED_FILES_MAX: usize = 500;
 
 /// Most changes in one report: bounds a message (about 1 KiB each, and 3 where bytes say much) and a transaction.
 pub const FILE_CHANGES_MAX: usize = 500;

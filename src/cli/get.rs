@@ -105,7 +105,7 @@ fn routes(image: &Image, twins: &[Image], status: &Status) -> Vec<Route> {
     // Whatever a catalogue says, other sizes are other bytes.
     let twins = twins.iter().filter(|twin| twin.size_bytes == image.size_bytes);
     for image in std::iter::once(image).chain(twins) {
-        for replica in &image.replicas {
+        for replica in image.replicas.iter().filter(|replica| !replica.is_rotten()) {
             let Some(volume) = status.volume(replica.volume) else { continue };
             for sight in &volume.sights {
                 let Some(node) = status.node(sight.node) else { continue };

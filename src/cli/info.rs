@@ -1,8 +1,9 @@
 //! `isotope info`.
 
 use clap::Args;
+use isotope_proto::cluster::VolumeState;
 use isotope_proto::facts::{Facts, Source};
-use isotope_proto::image::Replica;
+use isotope_proto::image::{Image, Replica};
 
 use super::Context;
 use crate::client::Status;
@@ -40,6 +41,11 @@ pub(super) async fn cmd_info(args: &InfoArgs, context: &Context) -> anyhow::Resu
     if let Some(facts) = &image.facts {
         rows.extend(told(facts));
     }
+    if let Some(hashes) = image.hashes {
+        rows.push(("SHA-256", hashes.sha256.to_string()));
+        rows.push(("BLAKE3", hashes.blake3.to_string()));
+    }
+    rows.push(("State", state(&image, &status)));
     rows.extend(image.replicas.iter().map(|replica| ("Replica", place(replica, &status))));
     for (label, value) in rows {
         // A label may have line breaks too, and must not pose as a line of ours.
@@ -106,6 +112,37 @@ fn listed(all: &[(bool, &str)]) -> String {
 }
 
 /// Pool, host and file of a replica, and whether it can be read now.
+/// Whether its bytes can be had, and are known.
+fn state(image: &Image, status: &Status) -> String {
+    let is_online = |replica: &&Replica| {
+        let volume = status.volume(replica.volume);
+        volume.is_some_and(|it| matches!(status.volume_state(it), VolumeState::Online(_)))
+    };
+    let sound = image.replicas.iter().filter(|replica| !replica.is_rotten());
+    let (sound, online) = (sound.clone().count(), sound.filter(is_online).count());
+    let rotten = image.replicas.len() - sound;
+    match (sound, online, image.hashes) {
+        (0, _, _) => "corrupt: no file of it is sound".to_owned(),
+        (_, 0, _) => "missing: no volume that has it can be read now".to_owned(),
+        _ if rotten > 0 => format!("degraded: {rotten} of its files have rotted"),
+        (_, _, Some(_)) => "ready".to_owned(),
+        (_, _, None) => "ready, not hashed yet".to_owned(),
+    }
+}
+
+/// What reading a file whole found.
+fn checked(replica: &Replica) -> String {
+    let Some(checked) = &replica.checked else { return String::new() };
+    let read = output::time(checked.read);
+    let found = if checked.rotten { "ROTTEN" } else { "verified" };
+    let published = match &checked.published {
+        Some(it) if it.agrees => format!(", as {} says", it.file),
+        Some(it) => format!(", NOT as {} says", it.file),
+        None => String::new(),
+    };
+    format!(", {found} {read}{published}")
+}
+
 fn place(replica: &Replica, status: &Status) -> String {
     let Some(volume) = status.volume(replica.volume) else { return replica.volume.to_string() };
     let at = |sight: &isotope_proto::cluster::Sight| {
@@ -113,5 +150,6 @@ fn place(replica: &Replica, status: &Status) -> String {
         format!("{}:{}/{}{away}", status.node_name(sight.node), sight.path, replica.path)
     };
     let sights: Vec<String> = volume.sights.iter().map(at).collect();
-    format!("{} on {}", status.pool_name(volume.pool), sights.join(", "))
+    let (pool, checked) = (status.pool_name(volume.pool), checked(replica));
+    format!("{pool} on {}{checked}", sights.join(", "))
 }

@@ -1,20 +1,52 @@
 //! `isotope scan`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
 use isotope_proto::pb::{self, scan_event::Event};
 use isotope_proto::refusal::{Reason, Refusal};
 use serde::Serialize;
 
 use super::Context;
+use crate::client::{Client, limited, time_of};
 use crate::output::{self, Format};
+
+/// How often is looked whether what is waited for is done.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// Look for new, changed and removed images in the pools
 #[derive(Debug, Args)]
 pub(super) struct ScanArgs {
     /// Scan this pool alone
     pool: Option<String>,
+    /// Wait until all that was found is hashed, too
+    #[arg(long, value_name = "FOR")]
+    wait: Option<Wait>,
+    /// Scan nothing: show the scan of each volume that runs or ended last
+    #[arg(long, conflicts_with = "wait")]
+    last: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wait {
+    Hashed,
+}
+
+/// A scan of `--last`.
+#[derive(Debug, Serialize)]
+struct LastJson {
+    pool: String,
+    volume_id: String,
+    node: String,
+    begin_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_time: Option<String>,
+    /// By somebody or the schedule; else the agent began it for what it heard.
+    asked: bool,
+    #[serde(flatten)]
+    result: ResultJson,
 }
 
 /// What `--json` prints.
@@ -58,6 +90,9 @@ struct ProblemJson {
 
 pub(super) async fn cmd_scan(args: &ScanArgs, context: &Context) -> anyhow::Result<()> {
     let mut client = context.connect().await?;
+    if args.last {
+        return show_last(&mut client, args.pool.as_deref(), context).await;
+    }
     let request = pb::ScanIsosRequest { pool: args.pool.clone() };
     let mut events = client.cluster.scan_isos(request).await.map_err(Refusal::from)?.into_inner();
     let spinner = output::spinner();
@@ -76,12 +111,121 @@ pub(super) async fn cmd_scan(args: &ScanArgs, context: &Context) -> anyhow::Resu
             None => {}
         }
     }
+    if args.wait.is_some() {
+        let volumes: BTreeSet<&String> = answer.volumes.iter().map(|it| &it.volume_id).collect();
+        until_hashed(&mut client, &volumes, &spinner).await?;
+    }
     spinner.finish_and_clear();
     match context.format {
         Format::Json => output::json(&answer),
         Format::Text => answer.print(),
     }
     answer.verdict()
+}
+
+/// Waits until nothing of some volumes is left to be hashed.
+async fn until_hashed(
+    client: &mut Client,
+    volumes: &BTreeSet<&String>,
+    spinner: &ProgressBar,
+) -> anyhow::Result<()> {
+    loop {
+        let status = client.status().await?;
+        let backlogs = status.raw.backlogs.iter();
+        let left: Vec<_> =
+            backlogs.filter(|it| volumes.contains(&volume_id(&it.volume_id))).collect();
+        let files: u64 = left.iter().map(|it| it.files).sum();
+        if files == 0 {
+            return Ok(());
+        }
+        let size: u64 = left.iter().map(|it| it.size_bytes).sum();
+        let rate: u64 = left.iter().map(|it| it.bytes_per_second).sum();
+        let time_left = output::time_left(size, rate);
+        spinner
+            .set_message(format!("{files} files to be hashed, {}{time_left}", output::bytes(size)));
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn show_last(
+    client: &mut Client,
+    pool: Option<&str>,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let scans = client.cluster.list_scans(limited(pb::ListScansRequest {})).await;
+    let scans = scans.map_err(Refusal::from)?.into_inner().scans;
+    let scans = scans.into_iter().filter(|scan| pool.is_none_or(|pool| scan.pool == pool));
+    for scan in scans.map(LastJson::of) {
+        match context.format {
+            Format::Json => output::json(&scan),
+            Format::Text => scan.print(),
+        }
+    }
+    Ok(())
+}
+
+impl LastJson {
+    fn of(scan: pb::VolumeScan) -> Self {
+        let time = |at: prost_types::Timestamp| output::time(time_of(&at));
+        Self {
+            pool: scan.pool,
+            volume_id: volume_id(&scan.volume_id),
+            node: scan.node,
+            begin_time: scan.begin_time.map(time).unwrap_or_default(),
+            end_time: scan.end_time.map(time),
+            asked: scan.asked,
+            result: ResultJson::of(scan.counts, scan.failure, scan.problems),
+        }
+    }
+
+    fn print(&self) {
+        let Self { pool, node, begin_time, end_time, asked, result, .. } = self;
+        let by = if *asked { "asked for" } else { "by itself" };
+        let ended = match end_time {
+            Some(at) => format!("ended {at}"),
+            None => "running".to_owned(),
+        };
+        let line = format!("{begin_time}  {pool} on {node}, {by}, {ended}: {}", result.told());
+        output::line(&output::plain(&line));
+        result.print_problems();
+    }
+}
+
+impl ResultJson {
+    fn of(
+        counts: Option<pb::ScanCounts>,
+        failure: Option<String>,
+        problems: Vec<pb::ScanProblem>,
+    ) -> Self {
+        let counts = counts.unwrap_or_default();
+        let problem = |it: pb::ScanProblem| ProblemJson { path: it.path, reason: it.reason };
+        Self {
+            files_seen: counts.files_seen,
+            created: counts.created,
+            updated: counts.updated,
+            deleted: counts.deleted,
+            failure,
+            problems: problems.into_iter().map(problem).collect(),
+        }
+    }
+
+    fn told(&self) -> String {
+        let Self { files_seen, created, updated, deleted, failure, .. } = self;
+        match failure {
+            Some(failure) => format!("failed: {failure}"),
+            None => {
+                format!("{files_seen} files: {created} new, {updated} changed, {deleted} gone")
+            }
+        }
+    }
+
+    fn print_problems(&self) {
+        for problem in &self.problems {
+            let path = if problem.path.is_empty() { "" } else { "not taken: " };
+            let colon = if problem.path.is_empty() { "" } else { ": " };
+            output::note(&format!("  {path}{}{colon}{}", problem.path, problem.reason));
+        }
+    }
 }
 
 impl ScanJson {
@@ -97,17 +241,9 @@ impl ScanJson {
 
     fn ended(&mut self, result: pb::ScanResult) {
         let id = volume_id(&result.volume_id);
-        let counts = result.counts.unwrap_or_default();
-        let problem = |it: pb::ScanProblem| ProblemJson { path: it.path, reason: it.reason };
         if let Some(volume) = self.volumes.iter_mut().find(|volume| volume.volume_id == id) {
-            volume.result = Some(ResultJson {
-                files_seen: counts.files_seen,
-                created: counts.created,
-                updated: counts.updated,
-                deleted: counts.deleted,
-                failure: result.failure,
-                problems: result.problems.into_iter().map(problem).collect(),
-            });
+            let (counts, failure) = (result.counts, result.failure);
+            volume.result = Some(ResultJson::of(counts, failure, result.problems));
         }
     }
 
@@ -123,18 +259,10 @@ impl ScanJson {
         for VolumeJson { pool, node, reason, result, .. } in &self.volumes {
             let told = match result {
                 None => format!("{pool}: skipped: {reason}"),
-                Some(ResultJson { failure: Some(failure), .. }) => {
-                    format!("{pool} on {node}: failed: {failure}")
-                }
-                Some(it) => format!(
-                    "{pool} on {node}: {} files: {} new, {} changed, {} gone",
-                    it.files_seen, it.created, it.updated, it.deleted
-                ),
+                Some(result) => format!("{pool} on {node}: {}", result.told()),
             };
             output::line(&output::plain(&told));
-            for problem in result.iter().flat_map(|it| &it.problems) {
-                output::note(&format!("  not taken: {}: {}", problem.path, problem.reason));
-            }
+            result.iter().for_each(ResultJson::print_problems);
         }
         output::line(&self.message);
     }

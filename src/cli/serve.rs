@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use isotope_agent::{Agent, PoolDir};
+use isotope_agent::{Agent, Hashing, PoolDir};
 use isotope_catalog::Catalog;
 
 use super::{Context, daemon};
-use crate::config::Settings;
+use crate::config::{AgentSettings, Settings};
 use crate::output;
 
 /// Run one part as a process of its own
@@ -92,7 +93,19 @@ impl AgentArgs {
             pools: self.pools(settings)?,
             catalog: daemon::uri(self.catalog.as_deref().unwrap_or(&settings.catalog.url))?,
             state: self.state.clone().unwrap_or_else(|| settings.state.clone()),
+            hashing: hashing(&settings.agent),
         })
+    }
+}
+
+/// 0 stands for no limit, and for never.
+fn hashing(settings: &AgentSettings) -> Hashing {
+    let rate = |mib_per_s: u64| (mib_per_s > 0).then_some(mib_per_s.saturating_mul(1 << 20));
+    let days = settings.scrub_every_days;
+    Hashing {
+        rate: rate(settings.hash_mib_per_s),
+        scrub_rate: rate(settings.scrub_mib_per_s),
+        scrub_every: (days > 0).then(|| Duration::from_secs(days.saturating_mul(24 * 3600))),
     }
 }
 

@@ -22,7 +22,16 @@ struct StatusJson {
     folders: u64,
     nodes: Vec<NodeJson>,
     volumes: Vec<VolumeJson>,
+    /// What has yet to be hashed.
+    backlog: BacklogJson,
     watchers: Vec<WatcherJson>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct BacklogJson {
+    files: u64,
+    size_bytes: u64,
+    bytes_per_second: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,7 +48,13 @@ pub(super) async fn cmd_status(_: &StatusArgs, context: &Context) -> anyhow::Res
         host: it.host.clone(),
         purpose: it.purpose.clone(),
     };
+    let backlog = raw.backlogs.iter().fold(BacklogJson::default(), |sum, it| BacklogJson {
+        files: sum.files + it.files,
+        size_bytes: sum.size_bytes + it.size_bytes,
+        bytes_per_second: sum.bytes_per_second + it.bytes_per_second,
+    });
     let answer = StatusJson {
+        backlog,
         server: context.server.clone(),
         version: raw.version.clone(),
         incarnation: incarnation.to_string(),
@@ -60,7 +75,16 @@ pub(super) async fn cmd_status(_: &StatusArgs, context: &Context) -> anyhow::Res
 fn print(status: StatusJson) {
     let StatusJson { server, version, images, folders, revision, .. } = &status;
     output::line(&format!("catalogue {server}, version {version}, revision {revision}"));
-    output::line(&format!("{images} images in {folders} folders\n"));
+    let BacklogJson { files, size_bytes, bytes_per_second } = status.backlog;
+    let hashed = match files {
+        0 => "all hashed".to_owned(),
+        _ => format!(
+            "{files} to be hashed, {}{}",
+            output::bytes(size_bytes),
+            output::time_left(size_bytes, bytes_per_second)
+        ),
+    };
+    output::line(&format!("{images} images in {folders} folders; {hashed}\n"));
     node::print(status.nodes.into_iter());
     output::line("");
     pool::print(&status.volumes);

@@ -171,6 +171,7 @@ mod tests {
             id: ImageId::from_bytes([n; 16]),
             ino: Ino(n.into()),
             content: ContentId::from_bytes([n; 16]),
+            hashes: None,
             filename: String::new(),
             size_bytes: 0,
             format: ImageFormat::Iso,

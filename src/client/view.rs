@@ -90,6 +90,10 @@ struct ImageJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     facts: Option<FactsJson>,
     create_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
     replicas: Vec<ReplicaJson>,
 }
 
@@ -155,6 +159,17 @@ struct ReplicaJson {
     path: String,
     size_bytes: u64,
     mtime_ns: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified_at: Option<String>,
+    rotten: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    published: Option<PublishedJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct PublishedJson {
+    file: String,
+    agrees: bool,
 }
 
 impl ImageJson {
@@ -164,6 +179,13 @@ impl ImageJson {
             path: replica.path.to_string(),
             size_bytes: replica.stamp.size_bytes,
             mtime_ns: replica.stamp.mtime_ns,
+            verified_at: replica.checked.as_ref().map(|it| output::time(it.read)),
+            rotten: replica.is_rotten(),
+            published: replica
+                .checked
+                .as_ref()
+                .and_then(|it| it.published.as_ref())
+                .map(|it| PublishedJson { file: it.file.clone(), agrees: it.agrees }),
         });
         Self {
             id: image.id.to_string(),
@@ -173,6 +195,8 @@ impl ImageJson {
             os: OsJson::of(&image.os),
             facts: image.facts.as_deref().map(FactsJson::of),
             create_time: output::time(image.created),
+            sha256: image.hashes.map(|it| it.sha256.to_string()),
+            blake3: image.hashes.map(|it| it.blake3.to_string()),
             replicas: replicas.collect(),
         }
     }

@@ -1,17 +1,27 @@
 //! What the catalogue asks of this host, beside what it sends on the session.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use isotope_proto::id::{NodeId, VolumeId};
-use isotope_proto::pb;
+use isotope_proto::id::{ImageId, NodeId, VolumeId};
 use isotope_proto::pb::host_service_server::HostService;
+use isotope_proto::pb::{self, VerdictKind, verify_event};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::wire::Malformed;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use crate::bytes::{self, Read};
+use crate::digest::{Damage, GROUP_BYTES, Manner};
 use crate::host::{Host, Inspection};
 use crate::layout::Layout;
+
+/// Progress is told at most so often, and at most so much of it waits.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+const PROGRESS_MAX: usize = 4;
 
 pub(super) struct Hosts(pub(super) Host);
 
@@ -67,6 +77,47 @@ impl HostService for Hosts {
         Ok(Response::new(pb::DetachReply {}))
     }
 
+    type VerifyStream = ReceiverStream<Result<pb::VerifyEvent, Status>>;
+
+    async fn verify(
+        &self,
+        request: Request<pb::VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        let request = request.into_inner();
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
+        let volume = self.0.volumes.get(volume).ok_or_else(|| {
+            Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
+        })?;
+        if volume.index().locate(image).is_none() {
+            self.0.relocate(&volume, image).await;
+        }
+        let (out, stream) = mpsc::channel(PROGRESS_MAX);
+        tokio::task::spawn_blocking(move || {
+            let stop = CancellationToken::new();
+            let manner = Manner { stop: stop.clone(), ..Manner::default() };
+            let mut told = Instant::now();
+            let found = bytes::check(&volume, image, &manner, |bytes_read| {
+                if told.elapsed() >= PROGRESS_EVERY {
+                    told = Instant::now();
+                    let event = Some(verify_event::Event::BytesRead(bytes_read));
+                    // Progress that finds no room is old by the time there is some; whoever has
+                    // hung up needs no verdict.
+                    let sent = out.try_send(Ok(pb::VerifyEvent { event }));
+                    if matches!(sent, Err(mpsc::error::TrySendError::Closed(_))) {
+                        stop.cancel();
+                    }
+                }
+            });
+            let sha256 = volume.index().hashed(image).map(|it| it.hashes.sha256);
+            let mut verdict = verdict(found);
+            verdict.sha256 = sha256.map(|it| it.as_bytes().to_vec()).unwrap_or_default();
+            let event = Some(verify_event::Event::Verdict(verdict));
+            let _ = out.blocking_send(Ok(pb::VerifyEvent { event }));
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn write_nonce(
         &self,
         request: Request<pb::WriteNonceRequest>,
@@ -89,6 +140,23 @@ impl HostService for Hosts {
         let nonce = aside(move || host.read_nonce(id, writer)).await?;
         Ok(Response::new(pb::ReadNonceReply { nonce }))
     }
+}
+
+fn verdict(found: Result<Read, String>) -> pb::Verdict {
+    let (kind, text) = match found {
+        Ok(Read::Sound) => (VerdictKind::Sound, String::new()),
+        Ok(Read::Rotten(None)) => (VerdictKind::Rotten, "its bytes have changed".to_owned()),
+        Ok(Read::Rotten(Some(Damage { first_offset, groups, .. }))) => {
+            let size = groups * GROUP_BYTES / 1024;
+            (VerdictKind::Rotten, format!("{size} KiB differ, from byte {first_offset} on"))
+        }
+        Ok(Read::Changed) => {
+            (VerdictKind::Changed, "the file is another now, or gone; scan its pool".to_owned())
+        }
+        Ok(Read::Stopped) => (VerdictKind::Unreadable, "it was interrupted".to_owned()),
+        Err(reason) => (VerdictKind::Unreadable, reason),
+    };
+    pb::Verdict { kind: kind.into(), text, sha256: Vec::new() }
 }
 
 fn layout_in(layout: pb::Layout) -> Result<Layout, Refusal> {

@@ -8,7 +8,9 @@ use isotope_proto::id::{ImageId, LeaseId, NodeId, ScanId, VolumeId};
 use isotope_proto::pb::agent_service_server::AgentService;
 use isotope_proto::pb::{self, agent_message, catalog_message, scan_update};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::report::{FILE_CHANGES_MAX, FileChange, Hello, OfferedVolume};
+use isotope_proto::report::{
+    FILE_CHANGES_MAX, FileChange, HASHED_FILES_MAX, HashedFile, Hello, OfferedVolume,
+};
 use isotope_proto::upload::{TASKS_MAX, TaskDone};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
@@ -84,6 +86,49 @@ impl AgentService for Agents {
         Ok(Response::new(pb::NotifyImageChangesReply {
             revision: committed.change.revision.0,
             image_ids: images.into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn notify_hashes(
+        &self,
+        request: Request<pb::NotifyHashesRequest>,
+    ) -> Result<Response<pb::NotifyHashesReply>, Status> {
+        let request = request.into_inner();
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let node = NodeId::try_from(&*request.node_id).map_err(Malformed::from)?;
+        let lease = LeaseId::try_from(&*request.lease_id).map_err(Malformed::from)?;
+        self.0.keepers.check(volume, node, lease)?;
+        if request.files.len() > HASHED_FILES_MAX {
+            let text = format!("a report holds at most {HASHED_FILES_MAX} files");
+            return Err(Refusal::new(Reason::Malformed, text).into());
+        }
+        let files =
+            request.files.into_iter().map(HashedFile::try_from).collect::<Result<_, _>>()?;
+        let verb = Verb::ApplyHashes { volume, files };
+        let merged = match self.0.store.commit(None, verb).await?.outcome {
+            Outcome::Merged(merged) => merged,
+            _ => Vec::new(),
+        };
+        let merged = merged.into_iter().map(|(image, became)| pb::MergedImage {
+            image_id: image.into(),
+            became_id: became.into(),
+        });
+        Ok(Response::new(pb::NotifyHashesReply { merged: merged.collect() }))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<pb::LocateRequest>,
+    ) -> Result<Response<pb::LocateReply>, Status> {
+        let request = request.into_inner();
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
+        let image = self.0.store.read(move |rows| rows.image_or_alias(image)).await?;
+        let replicas = image.map(|image| image.replicas).unwrap_or_default();
+        let replica = replicas.into_iter().find(|replica| replica.volume == volume);
+        Ok(Response::new(pb::LocateReply {
+            stamp: replica.as_ref().map(|it| it.stamp.into()),
+            path: replica.map(|it| it.path.to_string()),
         }))
     }
 

@@ -1,22 +1,23 @@
 //! Status, and scans asked for by people.
 
 use isotope_proto::cluster::Volume;
-use isotope_proto::id::VolumeId;
+use isotope_proto::id::{ImageId, VolumeId};
+use isotope_proto::name::LibraryPath;
 use isotope_proto::pb::cluster_service_server::ClusterService;
 use isotope_proto::pb::{self, scan_event::Event};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::wire::time_out;
+use isotope_proto::wire::{Malformed, time_out};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{STREAM_MAX, backup};
 use crate::arranging::{self, Arranged, What};
-use crate::library::pool_called;
+use crate::library::{self, Node, pool_called};
 use crate::pools::node_called;
 use crate::scans::Scans;
 use crate::store::Verb;
-use crate::{Core, scanning};
+use crate::{Core, scanning, verifying};
 
 pub(super) struct Cluster(pub(super) Core);
 
@@ -106,6 +107,34 @@ impl ClusterService for Cluster {
         Ok(Response::new(pb::ListScansReply { scans }))
     }
 
+    type VerifyFilesStream = ReceiverStream<Result<pb::VerifyFilesEvent, Status>>;
+
+    async fn verify_files(
+        &self,
+        request: Request<pb::VerifyFilesRequest>,
+    ) -> Result<Response<Self::VerifyFilesStream>, Status> {
+        use pb::verify_files_request::What as W;
+        let what = match request.into_inner().what {
+            None => verifying::What::Everything,
+            Some(W::Pool(pool)) => verifying::What::Pool(pool),
+            Some(W::ImageId(id)) => {
+                verifying::What::Image(ImageId::try_from(&*id).map_err(Malformed::from)?)
+            }
+            Some(W::Path(path)) => verifying::What::Image(self.image_at(&path).await?),
+        };
+        let mut events = verifying::begin(&self.0, what).await?;
+        let (out, stream) = mpsc::channel(STREAM_MAX);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                // Who has hung up ends it.
+                if out.send(Ok(verified_out(event))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn add_pool(
         &self,
         request: Request<pb::AddPoolRequest>,
@@ -192,7 +221,36 @@ impl ClusterService for Cluster {
     }
 }
 
+fn verified_out(event: verifying::Event) -> pb::VerifyFilesEvent {
+    use pb::verify_files_event::Event as E;
+    let (file, event) = match event {
+        verifying::Event::Progress { file, bytes_read } => (file, E::BytesRead(bytes_read)),
+        verifying::Event::Result { file, verdict } => (file, E::Verdict(verdict)),
+    };
+    let file = pb::VerifiedFile {
+        path: file.path,
+        image_id: file.image.into(),
+        pool: file.pool,
+        node: file.node,
+        file: file.file,
+        size_bytes: file.size_bytes,
+    };
+    pb::VerifyFilesEvent { file: Some(file), event: Some(event) }
+}
+
 impl Cluster {
+    async fn image_at(&self, path: &str) -> Result<ImageId, Status> {
+        let path: LibraryPath = path.parse().map_err(Malformed::from)?;
+        let found = self.0.store.read(move |rows| match library::find(rows, &path)? {
+            (_, Node::Image(image)) => Ok(image.id),
+            (_, Node::Folder(_)) => {
+                let text = format!("{path} is a folder; an image was expected");
+                Err(Refusal::new(Reason::IsAFolder, text))
+            }
+        });
+        Ok(found.await?)
+    }
+
     async fn arrange(&self, verb: Verb) -> Result<Response<pb::ArrangeReply>, Status> {
         self.0.commit(None, verb).await?;
         Ok(Response::new(pb::ArrangeReply::default()))

@@ -107,7 +107,7 @@ impl LibraryService for Library {
         let found = self.0.store.read(move |rows| {
             let path = match target {
                 Target::Path(path) => path,
-                Target::Image(id) => match rows.image(id)? {
+                Target::Image(id) => match rows.image_or_alias(id)? {
                     Some(image) => library::path_of(rows, image.ino)?,
                     None => {
                         let text = format!("no image has the id {id}");

@@ -100,6 +100,24 @@ impl Rows<'_> {
         Ok(count.unwrap_or(0).unsigned_abs())
     }
 
+    /// Whether something is yet to be done with files of an image.
+    pub(crate) fn has_tasks(&self, image: ImageId) -> Result<bool, Refusal> {
+        let sql = "SELECT 1 FROM file_task WHERE image = ?1";
+        Ok(self.one(sql, [image.as_bytes()], |_| Ok(()))?.is_some())
+    }
+
+    pub(crate) fn image_ids(&self) -> Result<Vec<ImageId>, Refusal> {
+        let sql = "SELECT id FROM image ORDER BY ino";
+        self.all(sql, [], |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    }
+
+    /// Images with a file in a pool.
+    pub(crate) fn image_ids_in(&self, pool: PoolId) -> Result<Vec<ImageId>, Refusal> {
+        let sql = "SELECT DISTINCT image FROM replica JOIN volume ON volume.id = replica.volume
+                   WHERE volume.pool = ?1";
+        self.all(sql, [pool.as_bytes()], |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    }
+
     /// Images with a file on a volume.
     pub(crate) fn images_on(&self, volume: VolumeId) -> Result<Vec<ImageId>, Refusal> {
         let sql = "SELECT DISTINCT image FROM replica WHERE volume = ?1";

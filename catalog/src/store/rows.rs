@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use isotope_proto::change::{Change, Record};
 use isotope_proto::cluster::{Node, Pool, Sight, Volume};
-use isotope_proto::facts::Facts;
+use isotope_proto::digest::{Blake3, Sha256};
 use isotope_proto::id::{ContentId, EntryId, ImageId, Ino, NodeId, PoolId, Revision, VolumeId};
-use isotope_proto::image::{Image, ImageFormat, Os, OsFamily, Replica, Stamp};
+use isotope_proto::image::{Hashes, Image, ImageFormat, Os, OsFamily, Replica, Stamp};
 use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, Folder};
 use isotope_proto::upload::FileTaskKind;
-use isotope_proto::wire::decode_facts;
+use isotope_proto::wire::{decode_checked, decode_facts};
 use rusqlite::types::{FromSql, ToSql, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 
@@ -33,9 +33,10 @@ const FOLDER: &str =
     "SELECT ino, mode, created_ns, modified_ns, changed_ns, default_pool FROM folder";
 const ENTRY: &str = "SELECT id, parent, name, ino FROM entry";
 const IMAGE: &str = "SELECT image.id, ino, content, filename, size_bytes, format, os_family,
-    os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns, facts
-    FROM image JOIN content ON content.id = image.content";
-const REPLICA: &str = "SELECT volume, path, inode, size_bytes, mtime_ns, image FROM replica";
+    os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns, facts, sha256,
+    blake3 FROM image JOIN content ON content.id = image.content";
+const REPLICA: &str =
+    "SELECT volume, path, inode, size_bytes, mtime_ns, image, checked FROM replica";
 
 impl<'a> Rows<'a> {
     pub(super) fn new(db: &'a Connection) -> Self {
@@ -167,6 +168,38 @@ impl<'a> Rows<'a> {
             Some(id) => self.image(id),
             None => Ok(None),
         }
+    }
+
+    /// An image by an id that it has, or had before it became another.
+    pub(crate) fn image_or_alias(&self, id: ImageId) -> Result<Option<Image>, Refusal> {
+        match self.image(id)? {
+            Some(image) => Ok(Some(image)),
+            None => self.became(id)?.map_or(Ok(None), |became| self.image(became)),
+        }
+    }
+
+    /// What an image became, if it became another.
+    pub(crate) fn became(&self, id: ImageId) -> Result<Option<ImageId>, Refusal> {
+        let sql = "SELECT became FROM alias WHERE image = ?1";
+        self.one(sql, [id.as_bytes()], |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    }
+
+    /// The content that has these bytes, if one is known.
+    pub(crate) fn content_of(
+        &self,
+        size_bytes: u64,
+        hashes: &Hashes,
+    ) -> Result<Option<ContentId>, Refusal> {
+        let sql = "SELECT id FROM content WHERE sha256 = ?1 AND blake3 = ?2 AND size_bytes = ?3";
+        let params = (hashes.sha256.as_bytes(), hashes.blake3.as_bytes(), sql_int(size_bytes));
+        self.one(sql, params, |row| Ok(ContentId::from_bytes(row.get(0)?)))
+    }
+
+    /// The images with a content, oldest first.
+    pub(crate) fn images_of(&self, content: ContentId) -> Result<Vec<Image>, Refusal> {
+        let sql = format!("{IMAGE} WHERE content = ?1 ORDER BY ino");
+        let images = self.all(&sql, [content.as_bytes()], image_of)?.into_iter();
+        images.filter_map(|image| self.with_replicas(Some(image)).transpose()).collect()
     }
 
     /// Other images with the same content, some of them where there are many.
@@ -364,6 +397,7 @@ fn replica_of(row: &Row<'_>) -> rusqlite::Result<Replica> {
             size_bytes: sql_uint(row, 3)?,
             mtime_ns: row.get(4)?,
         },
+        checked: known(row, 6, |bytes: Vec<u8>| decode_checked(&bytes))?,
     })
 }
 
@@ -386,16 +420,35 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<Image> {
         created: Timestamp(row.get(11)?),
         modified: Timestamp(row.get(12)?),
         changed: Timestamp(row.get(13)?),
-        facts: facts_of(row, 14)?,
+        facts: known(row, 14, |bytes: Vec<u8>| decode_facts(&bytes).map(Box::new))?,
+        hashes: hashes_of(row, 15)?,
         replicas: Vec::new(),
     })
 }
 
-fn facts_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Box<Facts>>> {
+/// What may not be known yet.
+fn known<S, T, E>(
+    row: &Row<'_>,
+    column: usize,
+    parse: impl Fn(S) -> Result<T, E>,
+) -> rusqlite::Result<Option<T>>
+where
+    S: FromSql,
+    E: std::error::Error + Send + Sync + 'static,
+{
     if row.get_ref(column)? == ValueRef::Null {
         return Ok(None);
     }
-    parsed(row, column, |bytes: Vec<u8>| decode_facts(&bytes).map(Box::new)).map(Some)
+    parsed(row, column, parse).map(Some)
+}
+
+/// Both hashes, or neither.
+fn hashes_of(row: &Row<'_>, sha256: usize) -> rusqlite::Result<Option<Hashes>> {
+    let (sha256, blake3) = (row.get::<_, Option<_>>(sha256)?, row.get::<_, Option<_>>(sha256 + 1)?);
+    Ok(sha256.zip(blake3).map(|(sha256, blake3)| Hashes {
+        sha256: Sha256::from_bytes(sha256),
+        blake3: Blake3::from_bytes(blake3),
+    }))
 }
 
 /// An enumeration stored by the name it is shown under.

@@ -3,11 +3,11 @@
 
 use isotope_proto::change::{Delta, Edit};
 use isotope_proto::cluster::{Node, Pool, Volume};
-use isotope_proto::id::{EntryId, Ino, PoolId};
+use isotope_proto::id::{ContentId, EntryId, ImageId, Ino, PoolId};
 use isotope_proto::image::Image;
 use isotope_proto::refusal::Refusal;
 use isotope_proto::tree::{Entry, Folder};
-use isotope_proto::wire::encode_facts;
+use isotope_proto::wire::{encode_checked, encode_facts};
 use rusqlite::{Connection, Params, params};
 
 use super::rows::{Rows, Stored, sql_int};
@@ -54,6 +54,16 @@ impl<'a> Edits<'a> {
     /// An entry id that was never handed out before.
     pub(crate) fn take_entry_id(&mut self) -> Result<EntryId, Refusal> {
         self.take_number("next_entry").map(EntryId)
+    }
+
+    /// An image became another; whoever knows it by its old id finds that.
+    pub(crate) fn add_alias(&mut self, image: ImageId, became: ImageId) -> Result<(), Refusal> {
+        let (image, became) = (image.as_bytes(), became.as_bytes());
+        self.execute("UPDATE alias SET became = ?2 WHERE became = ?1", [image, became])?;
+        self.execute(
+            "INSERT OR REPLACE INTO alias (image, became) VALUES (?1, ?2)",
+            [image, became],
+        )
     }
 
     pub(crate) fn write(&mut self, delta: Delta) -> Result<(), Refusal> {
@@ -135,16 +145,19 @@ impl<'a> Edits<'a> {
         if let Edit::Removed(_) = edit {
             self.execute("DELETE FROM image WHERE id = ?1", [id])?;
             self.execute("DELETE FROM inode WHERE ino = ?1", [ino])?;
-            return self.execute(
-                "DELETE FROM content WHERE id = ?1
-                 AND NOT EXISTS (SELECT 1 FROM image WHERE content = ?1)",
-                [image.content.as_bytes()],
-            );
+            return self.drop_unused(image.content);
         }
         self.execute("INSERT OR IGNORE INTO inode (ino) VALUES (?1)", [ino])?;
         self.execute(
-            "INSERT OR IGNORE INTO content (id, size_bytes) VALUES (?1, ?2)",
-            params![image.content.as_bytes(), sql_int(image.size_bytes)],
+            "INSERT INTO content (id, size_bytes, sha256, blake3) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (id) DO UPDATE SET sha256 = coalesce(excluded.sha256, sha256),
+                 blake3 = coalesce(excluded.blake3, blake3)",
+            params![
+                image.content.as_bytes(),
+                sql_int(image.size_bytes),
+                image.hashes.map(|it| *it.sha256.as_bytes()),
+                image.hashes.map(|it| *it.blake3.as_bytes()),
+            ],
         )?;
         self.execute(
             "INSERT INTO image (id, ino, content, filename, format, os_family, os_distribution,
@@ -173,10 +186,13 @@ impl<'a> Edits<'a> {
                 image.facts.as_deref().map(encode_facts),
             ],
         )?;
+        if let Some(before) = edit.before().filter(|before| before.content != image.content) {
+            self.drop_unused(before.content)?;
+        }
         for replica in &image.replicas {
             self.execute(
-                "INSERT INTO replica (image, volume, path, inode, size_bytes, mtime_ns)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO replica (image, volume, path, inode, size_bytes, mtime_ns, checked)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 params![
                     id,
                     replica.volume.as_bytes(),
@@ -184,10 +200,20 @@ impl<'a> Edits<'a> {
                     sql_int(replica.stamp.inode),
                     sql_int(replica.stamp.size_bytes),
                     replica.stamp.mtime_ns,
+                    replica.checked.as_ref().map(encode_checked),
                 ],
             )?;
         }
         Ok(())
+    }
+
+    /// A content lives while an image has it.
+    fn drop_unused(&self, content: ContentId) -> Result<(), Refusal> {
+        self.execute(
+            "DELETE FROM content WHERE id = ?1
+             AND NOT EXISTS (SELECT 1 FROM image WHERE content = ?1)",
+            [content.as_bytes()],
+        )
     }
 
     fn write_node(&self, edit: &Edit<Node>) -> Result<(), Refusal> {

@@ -9,7 +9,7 @@ use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, Incarnation, Ino, NodeId, RequestId, UploadId, VolumeId};
 use isotope_proto::name::VolumePath;
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::report::{FileChange, Hello};
+use isotope_proto::report::{FileChange, HashedFile, Hello};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
 use isotope_proto::upload::{Existing, Sealed, TaskDone, Upload, UploadRequest};
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::log;
 use super::write::Edits;
+use crate::contents::{self, Merged};
 use crate::feed::Feed;
 use crate::{clock, library, nodes, pools, reconcile, uploads};
 
@@ -89,6 +90,11 @@ pub(crate) enum Verb {
         volume: VolumeId,
         done: Vec<TaskDone>,
     },
+    /// What a volume's keeper read.
+    ApplyHashes {
+        volume: VolumeId,
+        files: Vec<HashedFile>,
+    },
     MakePool {
         name: String,
         assigned: Vec<NodeId>,
@@ -131,6 +137,7 @@ impl Verb {
             Self::Restore { .. } => "restore",
             Self::Purge { .. } => "purge",
             Self::TasksDone { .. } => "tasks_done",
+            Self::ApplyHashes { .. } => "apply_hashes",
             Self::MakePool { .. } => "make_pool",
             Self::AssignPool { .. } => "assign_pool",
             Self::RenamePool { .. } => "rename_pool",
@@ -156,6 +163,8 @@ pub(crate) enum Outcome {
     /// After `ApplyFiles`: the image of each file, in order.
     Images(Vec<ImageId>),
     Upload(Upload),
+    /// After `ApplyHashes`: images that became others.
+    Merged(Vec<Merged>),
     /// After `Abort`: it was published before.
     TooLate,
     Purged {
@@ -327,6 +336,9 @@ fn decide(
             return Ok(Outcome::Purged { images, size_bytes });
         }
         Verb::TasksDone { volume, done } => uploads::tasks_done(edits, *volume, done)?,
+        Verb::ApplyHashes { volume, files } => {
+            return Ok(Outcome::Merged(contents::apply(edits, *volume, files, now)?));
+        }
         Verb::MakePool { name, assigned } => pools::make(edits, name, assigned, now)?,
         Verb::AssignPool { name, assigned } => pools::assign(edits, name, assigned)?,
         Verb::RenamePool { name, to } => pools::rename(edits, name, to)?,

@@ -3,9 +3,10 @@
 use prost::Message as _;
 
 use super::facts::{facts_in, facts_out};
+use super::hashes::hashes_in;
 use super::{Malformed, each, required, time_in, time_out};
 use crate::id::{ContentId, EntryId, ImageId, Ino, PoolId, VolumeId};
-use crate::image::{Image, ImageFormat, Os, OsFamily, Replica, Stamp};
+use crate::image::{Checked, Image, ImageFormat, Os, OsFamily, Replica, Stamp};
 use crate::name::{EntryName, VolumePath};
 use crate::pb;
 use crate::tree::{Entry, Folder, FolderRef, Place, RenameMode};
@@ -78,6 +79,7 @@ impl From<Replica> for pb::Replica {
             volume_id: replica.volume.into(),
             path: replica.path.to_string(),
             stamp: Some(replica.stamp.into()),
+            checked: replica.checked.map(Into::into),
         }
     }
 }
@@ -89,6 +91,7 @@ impl TryFrom<pb::Replica> for Replica {
             volume: VolumeId::try_from(&*replica.volume_id)?,
             path: VolumePath::parse(&replica.path)?,
             stamp: required("replica.stamp", replica.stamp)?.into(),
+            checked: replica.checked.map(Checked::try_from).transpose()?,
         })
     }
 }
@@ -175,6 +178,8 @@ impl From<Image> for pb::Image {
             format: pb::ImageFormat::from(image.format).into(),
             os: Some(image.os.into()),
             facts: facts_out(image.facts),
+            sha256: image.hashes.map(|it| it.sha256.as_bytes().to_vec()).unwrap_or_default(),
+            blake3: image.hashes.map(|it| it.blake3.as_bytes().to_vec()).unwrap_or_default(),
             mode: image.mode,
             create_time: time_out(image.created),
             modify_time: time_out(image.modified),
@@ -190,6 +195,7 @@ impl TryFrom<pb::Image> for Image {
         Ok(Self {
             id: ImageId::try_from(&*image.id)?,
             ino: Ino(image.ino),
+            hashes: hashes_in(&image.sha256, &image.blake3)?,
             content: ContentId::try_from(&*image.content_id)?,
             filename: image.filename,
             size_bytes: image.size_bytes,
