@@ -93,6 +93,8 @@ fn each_library_is_named_where_it_belongs() {
                 "agent/src/service",
                 "agent/src/session.rs",
                 "agent/src/tell.rs",
+                "agent/src/roll.rs",
+                "agent/src/refresh.rs",
                 "agent/src/hasher.rs",
                 "agent/src/host.rs",
                 "agent/src/worker.rs",

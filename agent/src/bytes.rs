@@ -131,8 +131,7 @@ pub(crate) fn check(
         Compared::Stopped => return Ok(Read::Stopped),
     };
     let read_ns = clock::now().0;
-    let told = known.told && verdict == known.verdict;
-    let found = note(volume, image, Hashed { ctime_ns, read_ns, verdict, told, ..known });
+    let found = note(volume, image, Hashed { ctime_ns, read_ns, verdict, told: false, ..known });
     Ok(match (found, verdict) {
         (Read::Sound, Verdict::Rotten) => {
             error!(%image, volume = %volume.id, ?damage, "a file's bytes have rotted; it is served no more");

@@ -22,6 +22,8 @@ use crate::bytes::{self, Read};
 use crate::clock;
 use crate::digest::{Manner, Pace};
 use crate::index::Hashed;
+use crate::published;
+use crate::refresh::refresh;
 use crate::session::message;
 use crate::tell::tell_hashes;
 use crate::volume::Volume;
@@ -80,6 +82,10 @@ struct Hasher {
     failed: HashMap<ImageId, Instant>,
     /// Looks at the volume that were followed by a look at what was touched.
     looks: u64,
+    /// Files hashed so far.
+    hashed: u64,
+    /// As much as there was when published checksums were last compared.
+    compared: (u64, u64),
     told: Option<Backlog>,
     bytes_per_second: u64,
 }
@@ -99,6 +105,8 @@ pub(crate) fn begin(
         fresh: HashMap::new(),
         failed: HashMap::new(),
         looks: 0,
+        hashed: 0,
+        compared: (0, 0),
         told: None,
         bytes_per_second: 0,
     };
@@ -136,6 +144,9 @@ impl Hasher {
         self.tell_backlog(&keeping, left_files, left_bytes);
         let mut told_at = Instant::now();
         let worked = !jobs.is_empty();
+        if !worked {
+            self.look_beside(&keeping).await;
+        }
         for job in jobs {
             if self.keeping.borrow().as_ref().is_none_or(|it| it.link.lease != keeping.link.lease) {
                 break;
@@ -156,6 +167,23 @@ impl Hasher {
             }
         }
         worked
+    }
+
+    /// What else may be known of the images: by checksums beside them, by new databases.
+    async fn look_beside(&mut self, keeping: &Keeping) {
+        if let Err(reason) = refresh(&self.volume, &mut keeping.link.clone()).await {
+            info!(volume = %self.volume.id, reason, "images could not be matched anew; it is tried again");
+        }
+        let looks = self.volume.looks();
+        // After each look, and once more when all that it found is hashed.
+        if self.compared != (looks, self.hashed) {
+            self.compared = (looks, self.hashed);
+            let volume = Arc::clone(&self.volume);
+            let news = tokio::task::spawn_blocking(move || published::compare(&volume)).await;
+            if news.unwrap_or(false) {
+                self.tell(keeping).await;
+            }
+        }
     }
 
     /// What there is to be read, small files first: they are many, and soon done.
@@ -210,7 +238,7 @@ impl Hasher {
             Why::Touched | Why::Scrub => bytes::check(&volume, image, &manner, |_| {}),
         });
         match reading.await {
-            Ok(Ok(Read::Sound | Read::Rotten(_) | Read::Stopped)) => {}
+            Ok(Ok(Read::Sound | Read::Rotten(_) | Read::Stopped)) => self.hashed += 1,
             // A scan will see to it; until then there is no hurry.
             Ok(Ok(Read::Changed)) => {
                 self.failed.insert(job.image, Instant::now() + SETTLED_AFTER - FAILED_AGAIN);

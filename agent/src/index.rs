@@ -163,7 +163,7 @@ impl Index {
     /// A catalogue is about to be told everything. What is known stays until it has been: bytes
     /// are served meanwhile, and an interrupted introduction begins anew under the same ids.
     pub(crate) fn begin_introduction(&mut self) {
-        self.set_mark(Mark { incarnation: None, ..self.mark.clone() });
+        self.set_mark(Mark { incarnation: None, databases: None, ..self.mark.clone() });
     }
 
     /// The catalogue has been told everything.
@@ -180,6 +180,15 @@ impl Index {
     pub(crate) fn images_lie(&mut self, image_dir: ImageDir) {
         let images_apart = Some(image_dir == ImageDir::Apart);
         self.set_mark(Mark { images_apart, ..self.mark.clone() });
+    }
+
+    /// The databases of systems that all images were matched with.
+    pub(crate) fn matched_with(&self) -> Option<&str> {
+        self.mark.databases.as_deref()
+    }
+
+    pub(crate) fn set_matched_with(&mut self, version: String) {
+        self.set_mark(Mark { databases: Some(version), ..self.mark.clone() });
     }
 
     fn set_mark(&mut self, mark: Mark) {

@@ -50,11 +50,14 @@ pub(crate) struct Mark {
     /// Whether the images lay on a file system of their own when some were last seen; another
     /// place is another disk.
     pub(crate) images_apart: Option<bool>,
+    /// The databases of systems that all images were matched with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) databases: Option<String>,
 }
 
 impl Default for Mark {
     fn default() -> Self {
-        Self { format: FORMAT, incarnation: None, images_apart: None }
+        Self { format: FORMAT, incarnation: None, images_apart: None, databases: None }
     }
 }
 

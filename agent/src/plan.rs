@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use isotope_proto::id::Incarnation;
 use isotope_proto::name::VolumePath;
-use isotope_proto::report::{EVERYTHING_BYTES_MAX, FileEvent};
+use isotope_proto::report::FileEvent;
 
 use crate::index::Index;
 use crate::layout::Layout;
@@ -37,9 +37,7 @@ pub(crate) enum Doubt {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// With all paths there are: what the catalogue has at others is gone.
-    Everything(Vec<VolumePath>),
-    /// With nothing, for a message holds no more: what has gone unnoticed stays in the library.
-    TooMany,
+    Everything(BTreeSet<VolumePath>),
     /// Not yet: something could not be seen, or nothing was; the next scan introduces anew.
     Open,
 }
@@ -54,24 +52,16 @@ pub(crate) fn plan(index: &Index, seen: &Seen, layout: &Layout, catalog: Incarna
         return Plan { doubt: doubt(&differences), differences, introduction: None };
     }
     let differences = introduce(index.files(), &there);
-    let mut paths: Vec<VolumePath> = there.into_keys().collect();
+    let mut paths: BTreeSet<VolumePath> = there.into_keys().collect();
     // Those of which the index lost that they are known.
     paths.extend(seen.others.keys().cloned());
-    paths.sort_unstable();
-    paths.dedup();
-    let size_bytes: usize = paths.iter().map(|path| path.as_str().len() + PATH_BYTES).sum();
     let ending = if paths.is_empty() || !seen.unseen.is_empty() {
         Ending::Open
-    } else if size_bytes > EVERYTHING_BYTES_MAX {
-        Ending::TooMany
     } else {
         Ending::Everything(paths)
     };
     Plan { doubt: doubt(&differences), differences, introduction: Some(ending) }
 }
-
-/// A path's tag and length in a message.
-const PATH_BYTES: usize = 4;
 
 /// Whether so many images seem gone that one look is not enough.
 fn suspect(index: &Index, differences: &[Difference]) -> Option<Doubt> {
@@ -215,16 +205,5 @@ mod tests {
             plan(&Index::default(), &nothing, &Layout::default(), OTHER).introduction,
             Some(Ending::Open)
         );
-    }
-
-    #[test]
-    fn more_paths_than_a_message_holds_are_not_told_as_everything() {
-        let mut look = seen(&[], ImageDir::Within);
-        let long = "x".repeat(200);
-        for n in 0..=EVERYTHING_BYTES_MAX / 200 {
-            look.files.insert(path(&format!("iso/{long}{n}.iso")), stamp(1));
-        }
-        let made = plan(&Index::default(), &look, &Layout::default(), OTHER);
-        assert_eq!(made.introduction, Some(Ending::TooMany));
     }
 }

@@ -22,7 +22,7 @@ use crate::writers::{self, Writers};
 
 /// What seems gone is looked for again after so long: a disk being unmounted, or a copy being
 /// replaced, is done by then.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+pub(crate) const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Looks that each see more gone than the one before; then somebody is at work there.
 const LOOKS_MAX: usize = 5;
 /// Where nothing is known of a file's writers, it is taken once it has not changed for so long.

@@ -18,7 +18,6 @@ use isotope_proto::report::{
 };
 use isotope_proto::time::Timestamp;
 use tonic::transport::Channel;
-use tracing::warn;
 
 use crate::clock;
 use crate::identify::{Databases, Identity, by_name, identify};
@@ -26,12 +25,13 @@ use crate::index::{Hashed, Index, Known, Verdict};
 use crate::layout::Layout;
 use crate::plan::{Ending, Plan};
 use crate::reconcile::Difference;
+use crate::roll;
 use crate::scan::unless_silent;
 use crate::volume::{Volume, open_file};
 
 /// Files in one report. Each is opened and read a little first; on a slow disk that takes a second
 /// or so, after which they show. It is below `FILE_CHANGES_MAX`, which bounds a message.
-const BATCH_MAX: usize = 100;
+pub(crate) const BATCH_MAX: usize = 100;
 /// The catalogue gets so long for one report; it may be syncing a slow disk.
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -58,21 +58,14 @@ pub(crate) async fn tell(
     for batch in plan.differences.chunks(BATCH_MAX) {
         let changes = describe(volume, batch).await?;
         let events = changes.into_iter().map(Into::into).collect();
-        let ids = report(volume, link, events, None).await?;
+        let ids = report(volume, link, events).await?;
         confirm(&mut volume.index_mut(), batch, &ids)?;
         count(counts, batch);
         progress(*counts);
     }
     match plan.introduction {
         None | Some(Ending::Open) => return Ok(()),
-        Some(Ending::Everything(paths)) => {
-            let everything = Some(paths.into_iter().collect());
-            report(volume, link, Vec::new(), everything).await?;
-        }
-        Some(Ending::TooMany) => warn!(
-            volume = %volume.id,
-            "too many files to tell the catalogue all at once; it may keep some that are gone"
-        ),
+        Some(Ending::Everything(paths)) => roll::call(volume, link, &paths).await?,
     }
     let mut index = volume.index_mut();
     index.end_introduction(link.incarnation);
@@ -154,17 +147,15 @@ fn count(counts: &mut ScanCounts, batch: &[Difference]) {
 }
 
 /// Reports to the catalogue; returns the image of each event's file.
-async fn report(
+pub(crate) async fn report(
     volume: &Volume,
     link: &mut Link,
     events: Vec<pb::ImageEvent>,
-    everything: Option<pb::VolumePaths>,
 ) -> Result<Vec<ImageId>, String> {
     let mut request = tonic::Request::new(pb::NotifyImageChangesRequest {
         node_id: link.node.into(),
         volume_id: volume.id.into(),
         events,
-        everything,
         lease_id: link.lease.into(),
     });
     request.set_timeout(REPORT_DEADLINE);

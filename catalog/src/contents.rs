@@ -172,7 +172,7 @@ mod tests {
         };
         let (event, previous, found) = (FileEvent::Created, None, Timestamp(1));
         let changes = vec![FileChange { event, file, previous, found }];
-        let verb = Verb::ApplyFiles { volume, changes, everything: None };
+        let verb = Verb::ApplyFiles { volume, changes };
         store.commit(None, verb).await.expect("applied");
     }
 

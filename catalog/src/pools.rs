@@ -232,8 +232,7 @@ mod tests {
             previous: None,
             found: Timestamp(1),
         };
-        let apply =
-            |volume, n| Verb::ApplyFiles { volume, changes: vec![found(n)], everything: None };
+        let apply = |volume, n| Verb::ApplyFiles { volume, changes: vec![found(n)] };
         let remove = Verb::RemovePool { name: "fast".to_owned() };
         let verbs = vec![apply(VOLUMES[0], 1), apply(VOLUMES[1], 2), remove];
         assert_eq!(do_all(&store, verbs).await, [Ok(()); 3]);

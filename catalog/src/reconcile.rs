@@ -1,17 +1,14 @@
 //! Reports from agents become images, entries and replicas. Each event is applied idempotently: an
 //! agent that was not answered reports again, and nothing more changes.
 
-use std::collections::BTreeSet;
-
 use isotope_proto::change::{Delta, Edit};
 use isotope_proto::id::{ContentId, ImageId, Ino, VolumeId};
 use isotope_proto::image::{Image, OsFamily, Replica, Stamp};
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::report::{FileChange, FileEvent, FoundFile};
+use isotope_proto::report::{Description, FileChange, FileEvent, FoundFile};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, FOLDER_MODE, IMAGE_MODE};
-use tracing::info;
 
 use crate::library::{add_entry, make_folder_in, remove_entry, touch};
 use crate::store::Edits;
@@ -34,20 +31,21 @@ pub(crate) fn apply(
     changes.iter().map(|change| report.apply_one(change)).collect()
 }
 
-/// Of the files that the catalogue has of a volume, those at other than the paths that there are
-/// are gone: they went while the volume's index was lost, or was another catalogue's.
-pub(crate) fn lose_others(
+/// What files are taken for now. Their entries stay where they are.
+pub(crate) fn describe(
     edits: &mut Edits<'_>,
     volume: VolumeId,
-    files: Vec<(ImageId, VolumePath)>,
-    there: &BTreeSet<VolumePath>,
-    now: Timestamp,
+    descriptions: &[Description],
 ) -> Result<(), Refusal> {
-    let mut report = Report { edits, volume, pool: "", now };
-    for (image, path) in files.into_iter().filter(|(_, path)| !there.contains(path)) {
-        if let Some(image) = report.edits.image(image)? {
-            info!(%volume, %path, image = %image.id, "a file went unnoticed; it leaves the library");
-            report.lose(image, &path)?;
+    for it in descriptions {
+        let Some(before) = edits.image_or_alias(it.image)? else { continue };
+        if before.replicas.iter().all(|replica| replica.volume != volume) {
+            continue;
+        }
+        let (format, os) = (it.format.unwrap_or(before.format), it.os.clone());
+        let after = Image { format, os, facts: Some(it.facts.clone()), ..before.clone() };
+        if after != before {
+            edits.write(Delta::Image(Edit::Changed { before, after }))?;
         }
     }
     Ok(())
@@ -269,7 +267,7 @@ mod tests {
             found: Timestamp(1),
         };
         let changes = events.iter().map(change).collect();
-        let verb = Verb::ApplyFiles { volume, changes, everything: None };
+        let verb = Verb::ApplyFiles { volume, changes };
         match store.commit(None, verb).await.expect("applied").outcome {
             Outcome::Images(images) => images,
             other => panic!("{other:?}"),
@@ -398,11 +396,16 @@ mod tests {
         }
     }
 
+    /// As an agent does it: what the catalogue has at other paths is deleted.
     async fn end_introduction(store: &Store, volume: VolumeId, paths: &[&str]) {
-        let paths = paths.iter().map(|path| VolumePath::parse(path).expect("a path"));
-        let everything = Some(paths.collect());
-        let verb = Verb::ApplyFiles { volume, changes: Vec::new(), everything };
-        store.commit(None, verb).await.expect("applied");
+        let listed = store.read(move |rows| rows.settled_files(volume, "", 100)).await;
+        let gone = listed.expect("read").into_iter().filter(|it| !paths.contains(&it.1.as_str()));
+        let gone: Vec<_> = gone
+            .map(|(image, path, stamp)| {
+                (FileEvent::Deleted, FoundFile { image, path, stamp, ..file(0, "iso/x", 0) })
+            })
+            .collect();
+        report(store, volume, &gone).await;
     }
 
     #[tokio::test]

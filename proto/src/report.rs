@@ -85,9 +85,18 @@ pub const HASHED_FILES_MAX: usize = 500;
 /// Most changes in one report: bounds a message (about 1 KiB each, and 3 where bytes say much) and a transaction.
 pub const FILE_CHANGES_MAX: usize = 500;
 
-/// Most bytes of paths in the message that ends an introduction: it stays below the 4 MiB that the
-/// catalogue takes in one message, and holds some 70,000 files.
-pub const EVERYTHING_BYTES_MAX: usize = 3 << 20;
+/// What a file is taken for now, by bytes that have not changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    pub image: ImageId,
+    /// `None`: the same as before.
+    pub format: Option<ImageFormat>,
+    pub os: Os,
+    pub facts: Box<Facts>,
+}
+
+/// Most files in one page of a volume's list, and most descriptions in one report: 2 KiB each.
+pub const LISTED_FILES_MAX: usize = 500;
 
 /// What a scan has found so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

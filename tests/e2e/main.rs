@@ -9,6 +9,7 @@ mod facts;
 mod faults;
 mod flushing;
 mod harness;
+mod hashing;
 mod hosts;
 mod library;
 mod model;

@@ -1,15 +1,18 @@
 //! Agents: their sessions, and what they report.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use isotope_proto::cluster::VolumeState;
 use isotope_proto::id::{ImageId, LeaseId, NodeId, ScanId, VolumeId};
+use isotope_proto::image::Stamp;
+use isotope_proto::name::VolumePath;
 use isotope_proto::pb::agent_service_server::AgentService;
 use isotope_proto::pb::{self, agent_message, catalog_message, scan_update};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{
-    FILE_CHANGES_MAX, FileChange, HASHED_FILES_MAX, HashedFile, Hello, OfferedVolume,
+    Description, FILE_CHANGES_MAX, FileChange, HASHED_FILES_MAX, HashedFile, Hello,
+    LISTED_FILES_MAX, OfferedVolume,
 };
 use isotope_proto::upload::{TASKS_MAX, TaskDone};
 use isotope_proto::wire::Malformed;
@@ -76,8 +79,7 @@ impl AgentService for Agents {
         }
         let changes =
             request.events.into_iter().map(FileChange::try_from).collect::<Result<_, _>>()?;
-        let everything = request.everything.map(BTreeSet::try_from).transpose()?;
-        let verb = Verb::ApplyFiles { volume, changes, everything };
+        let verb = Verb::ApplyFiles { volume, changes };
         let committed = self.0.store.commit(None, verb).await?;
         let images = match committed.outcome {
             Outcome::Images(images) => images,
@@ -114,6 +116,46 @@ impl AgentService for Agents {
             became_id: became.into(),
         });
         Ok(Response::new(pb::NotifyHashesReply { merged: merged.collect() }))
+    }
+
+    async fn list_files(
+        &self,
+        request: Request<pb::ListFilesRequest>,
+    ) -> Result<Response<pb::ListFilesReply>, Status> {
+        let request = request.into_inner();
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let node = NodeId::try_from(&*request.node_id).map_err(Malformed::from)?;
+        let lease = LeaseId::try_from(&*request.lease_id).map_err(Malformed::from)?;
+        self.0.keepers.check(volume, node, lease)?;
+        let listed = self.0.store.read(move |rows| {
+            let page = rows.settled_files(volume, &request.after_path, LISTED_FILES_MAX)?;
+            let one = |(image, path, stamp): (ImageId, VolumePath, Stamp)| {
+                let known = if request.facts { rows.image(image)? } else { None };
+                Ok(pb::ListedFile {
+                    image_id: image.into(),
+                    path: path.to_string(),
+                    stamp: Some(stamp.into()),
+                    facts: known.and_then(|image| image.facts).map(|facts| (*facts).into()),
+                })
+            };
+            page.into_iter().map(one).collect::<Result<_, Refusal>>()
+        });
+        Ok(Response::new(pb::ListFilesReply { files: listed.await? }))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeReply>, Status> {
+        let request = request.into_inner();
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let node = NodeId::try_from(&*request.node_id).map_err(Malformed::from)?;
+        let lease = LeaseId::try_from(&*request.lease_id).map_err(Malformed::from)?;
+        self.0.keepers.check(volume, node, lease)?;
+        let descriptions = request.descriptions.into_iter().take(LISTED_FILES_MAX);
+        let descriptions = descriptions.map(Description::try_from).collect::<Result<_, _>>()?;
+        self.0.store.commit(None, Verb::Describe { volume, descriptions }).await?;
+        Ok(Response::new(pb::DescribeReply {}))
     }
 
     async fn locate(

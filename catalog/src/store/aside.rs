@@ -75,17 +75,27 @@ impl Rows<'_> {
         self.one(sql, params, |row| Ok(ImageId::from_bytes(row.get(0)?)))
     }
 
-    /// The files of a volume that nothing is yet to be done with: each image, and its path.
+    /// Files of a volume that nothing is yet to be done with, by path, behind one of them.
     pub(crate) fn settled_files(
         &self,
         volume: VolumeId,
-    ) -> Result<Vec<(ImageId, VolumePath)>, Refusal> {
-        let sql = "SELECT image, path FROM replica WHERE volume = ?1 AND NOT EXISTS (
+        after: &str,
+        most: usize,
+    ) -> Result<Vec<(ImageId, VolumePath, Stamp)>, Refusal> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let sql = "SELECT image, path, inode, size_bytes, mtime_ns FROM replica
+                   WHERE volume = ?1 AND path > ?2 AND NOT EXISTS (
                        SELECT 1 FROM file_task
-                       WHERE file_task.volume = replica.volume AND file_task.image = replica.image)";
-        self.all(sql, [volume.as_bytes()], |row| {
+                       WHERE file_task.volume = replica.volume AND file_task.image = replica.image)
+                   ORDER BY path LIMIT ?3";
+        self.all(sql, params![volume.as_bytes(), after, most], |row| {
             let path = parsed(row, 1, |path: String| VolumePath::parse(&path))?;
-            Ok((ImageId::from_bytes(row.get(0)?), path))
+            let stamp = Stamp {
+                inode: sql_uint(row, 2)?,
+                size_bytes: sql_uint(row, 3)?,
+                mtime_ns: row.get(4)?,
+            };
+            Ok((ImageId::from_bytes(row.get(0)?), path, stamp))
         })
     }
 

@@ -1,15 +1,13 @@
 //! The one writer: takes the changes that wait, carries each out in a savepoint of its own, makes
 //! them durable together (group commit), and only then publishes and answers.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use isotope_proto::change::Change;
 use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, Incarnation, Ino, NodeId, RequestId, UploadId, VolumeId};
-use isotope_proto::name::VolumePath;
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::report::{FileChange, HashedFile, Hello};
+use isotope_proto::report::{Description, FileChange, HashedFile, Hello};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
 use isotope_proto::upload::{Existing, Sealed, TaskDone, Upload, UploadRequest};
@@ -46,8 +44,6 @@ pub(crate) enum Verb {
     ApplyFiles {
         volume: VolumeId,
         changes: Vec<FileChange>,
-        /// All paths there are on the volume, if it was told: then files elsewhere are gone.
-        everything: Option<BTreeSet<VolumePath>>,
     },
     BeginUpload {
         request: UploadRequest,
@@ -89,6 +85,11 @@ pub(crate) enum Verb {
     TasksDone {
         volume: VolumeId,
         done: Vec<TaskDone>,
+    },
+    /// What a volume's keeper takes its files for now.
+    Describe {
+        volume: VolumeId,
+        descriptions: Vec<Description>,
     },
     /// What a volume's keeper read.
     ApplyHashes {
@@ -137,6 +138,7 @@ impl Verb {
             Self::Restore { .. } => "restore",
             Self::Purge { .. } => "purge",
             Self::TasksDone { .. } => "tasks_done",
+            Self::Describe { .. } => "describe",
             Self::ApplyHashes { .. } => "apply_hashes",
             Self::MakePool { .. } => "make_pool",
             Self::AssignPool { .. } => "assign_pool",
@@ -302,13 +304,11 @@ fn decide(
         Verb::RemoveFolder { place } => library::remove_folder(edits, place, now)?,
         Verb::Rename { from, to, mode } => library::rename(edits, from, to, *mode, now)?,
         Verb::Register { hello } => nodes::register(edits, hello, now)?,
-        Verb::ApplyFiles { volume, changes, everything } => {
-            let images = reconcile::apply(edits, *volume, changes, now)?;
-            if let Some(paths) = everything {
-                let settled = edits.settled_files(*volume)?;
-                reconcile::lose_others(edits, *volume, settled, paths, now)?;
-            }
-            return Ok(Outcome::Images(images));
+        Verb::ApplyFiles { volume, changes } => {
+            return Ok(Outcome::Images(reconcile::apply(edits, *volume, changes, now)?));
+        }
+        Verb::Describe { volume, descriptions } => {
+            reconcile::describe(edits, *volume, descriptions)?;
         }
         Verb::BeginUpload { request, volume, node } => {
             return Ok(Outcome::Upload(uploads::begin(edits, request, *volume, *node, now)?));

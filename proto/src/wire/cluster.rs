@@ -1,7 +1,5 @@
 //! Nodes, pools, volumes; what agents say.
 
-use std::collections::BTreeSet;
-
 use super::facts::{facts_in, facts_out};
 use super::tree::format_in;
 use super::{Malformed, each, ids, required, time_in, time_out};
@@ -10,8 +8,8 @@ use crate::id::{BootId, ImageId, NodeId, PoolId, VolumeId};
 use crate::name::VolumePath;
 use crate::pb;
 use crate::report::{
-    Backlog, FileChange, FileEvent, FormerFile, FoundFile, Hello, OfferedVolume, ScanCounts,
-    ScanOutcome,
+    Backlog, Description, FileChange, FileEvent, FormerFile, FoundFile, Hello, OfferedVolume,
+    ScanCounts, ScanOutcome,
 };
 
 impl From<Node> for pb::Node {
@@ -346,16 +344,29 @@ impl From<pb::ScanCounts> for ScanCounts {
     }
 }
 
-impl FromIterator<VolumePath> for pb::VolumePaths {
-    fn from_iter<I: IntoIterator<Item = VolumePath>>(paths: I) -> Self {
-        Self { paths: paths.into_iter().map(|path| path.to_string()).collect() }
+impl From<Description> for pb::Description {
+    fn from(it: Description) -> Self {
+        Self {
+            image_id: it.image.into(),
+            format: it.format.map_or(pb::ImageFormat::Unspecified, Into::into).into(),
+            os: Some(it.os.into()),
+            facts: Some((*it.facts).into()),
+        }
     }
 }
 
-impl TryFrom<pb::VolumePaths> for BTreeSet<VolumePath> {
+impl TryFrom<pb::Description> for Description {
     type Error = Malformed;
-    fn try_from(paths: pb::VolumePaths) -> Result<Self, Malformed> {
-        paths.paths.iter().map(|path| Ok(VolumePath::parse(path)?)).collect()
+    fn try_from(it: pb::Description) -> Result<Self, Malformed> {
+        Ok(Self {
+            image: ImageId::try_from(&*it.image_id)?,
+            format: match it.format() {
+                pb::ImageFormat::Unspecified => None,
+                _ => Some(format_in(it.format)?),
+            },
+            os: required("description.os", it.os)?.into(),
+            facts: Box::new(required("description.facts", it.facts)?.into()),
+        })
     }
 }
 

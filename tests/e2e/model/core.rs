@@ -212,7 +212,6 @@ async fn report_images(channel: Channel) {
         volume_id: vec![2; 16],
         events: (0..3).map(image).collect(),
         lease_id,
-        ..Default::default()
     };
     let first = agents.notify_image_changes(report.clone()).await.expect("taken").into_inner();
     // At least once: the second telling changes nothing.

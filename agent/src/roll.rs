@@ -1,0 +1,112 @@
+//! The end of a volume's introduction to a catalogue: what the catalogue has of the volume, page by
+//! page, compared with what is there. What went unnoticed, while the index was lost or was another
+//! catalogue's, is told as deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isotope_proto::id::ImageId;
+use isotope_proto::image::{ImageFormat, Os, Stamp};
+use isotope_proto::name::VolumePath;
+use isotope_proto::pb;
+use isotope_proto::refusal::Refusal;
+use isotope_proto::report::{FileChange, FileEvent, FoundFile};
+use tracing::info;
+
+use crate::clock;
+use crate::scan::LOOK_AGAIN_AFTER;
+use crate::tell::{BATCH_MAX, Link, report};
+use crate::volume::{Volume, open_file};
+
+/// For one page.
+const PAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// Of what the catalogue has, one file in so many may be gone without a second look.
+const SUSPECT_SHARE: usize = 10;
+
+/// A file as the catalogue has it.
+struct Listed {
+    image: ImageId,
+    path: VolumePath,
+    stamp: Stamp,
+}
+
+/// Tells the catalogue which of the files that it has are not among those that are there.
+pub(crate) async fn call(
+    volume: &Arc<Volume>,
+    link: &mut Link,
+    there: &BTreeSet<VolumePath>,
+) -> Result<(), String> {
+    let (mut gone, mut listed, mut after) = (Vec::new(), 0, String::new());
+    loop {
+        let page = page(volume, link, &after).await?;
+        let Some(last) = page.last() else { break };
+        listed += page.len();
+        after = last.path.to_string();
+        gone.extend(page.into_iter().filter(|file| !there.contains(&file.path)));
+    }
+    if gone.len() * SUSPECT_SHARE > listed {
+        info!(volume = %volume.id, suspect = gone.len(), "many images seem gone; looking again");
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        gone = still_gone(volume, gone).await?;
+    }
+    for batch in gone.chunks(BATCH_MAX) {
+        let events = batch.iter().map(|file| deleted(file).into()).collect();
+        report(volume, link, events).await?;
+    }
+    Ok(())
+}
+
+async fn page(volume: &Volume, link: &mut Link, after: &str) -> Result<Vec<Listed>, String> {
+    let mut request = tonic::Request::new(pb::ListFilesRequest {
+        node_id: link.node.into(),
+        volume_id: volume.id.into(),
+        lease_id: link.lease.into(),
+        after_path: after.to_owned(),
+        facts: false,
+    });
+    request.set_timeout(PAGE_DEADLINE);
+    let reply = link.client.list_files(request).await;
+    let files = reply.map_err(|status| Refusal::from(status).to_string())?.into_inner().files;
+    let file = |file: pb::ListedFile| {
+        Some(Listed {
+            image: ImageId::try_from(&*file.image_id).ok()?,
+            path: VolumePath::parse(&file.path).ok()?,
+            stamp: file.stamp?.into(),
+        })
+    };
+    let listed: Option<Vec<_>> = files.into_iter().map(file).collect();
+    listed.ok_or_else(|| "the catalogue's list cannot be understood".to_owned())
+}
+
+/// Those that a second look does not find either.
+async fn still_gone(volume: &Arc<Volume>, gone: Vec<Listed>) -> Result<Vec<Listed>, String> {
+    let volume = Arc::clone(volume);
+    let looked = tokio::task::spawn_blocking(move || {
+        let root = volume.root()?;
+        let is_gone = |file: &Listed| match open_file(&root, file.path.as_str()) {
+            Ok(_) => false,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        Ok(gone.into_iter().filter(is_gone).collect())
+    });
+    looked.await.map_err(|error| error.to_string())?
+}
+
+fn deleted(file: &Listed) -> FileChange {
+    info!(path = %file.path, image = %file.image, "a file went unnoticed; it leaves the library");
+    FileChange {
+        event: FileEvent::Deleted,
+        file: FoundFile {
+            image: file.image,
+            path: file.path.clone(),
+            stamp: file.stamp,
+            format: ImageFormat::Img,
+            os: Os::unknown(),
+            facts: None,
+            folder: None,
+        },
+        previous: None,
+        found: clock::now(),
+    }
+}
