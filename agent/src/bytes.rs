@@ -14,7 +14,7 @@ use crate::digest::{
     Damage, Expected, Manner, Outcome, Step, Verdict as Compared, hash as digest, verify,
 };
 use crate::index::{Hashed, Verdict};
-use crate::outboards::Outboards;
+use crate::outboards::{Of, Outboards};
 use crate::volume::{Volume, open_file};
 
 /// What reading a file whole found.
@@ -31,6 +31,17 @@ pub(crate) enum Read {
 pub(crate) fn ctime_ns(stat: &Stat) -> i64 {
     let nanos = i64::try_from(stat.st_ctime_nsec).unwrap_or(0);
     stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// Removes the trees of contents that no file of the volume has any more, and what was left of
+/// hashing files that are gone.
+pub(crate) fn tidy(volume: &Volume) -> std::io::Result<()> {
+    let outboards = Outboards::open(&volume.sidecar()?)?;
+    let (images, roots) = volume.index().hashed_of();
+    outboards.keep_only(|of| match of {
+        Of::Image(image) => images.contains(image),
+        Of::Content(root) => roots.contains(root),
+    })
 }
 
 /// The image's file, if it is still the one that is known.

@@ -179,7 +179,13 @@ impl Hasher {
         if self.compared != (looks, self.hashed) {
             self.compared = (looks, self.hashed);
             let volume = Arc::clone(&self.volume);
-            let news = tokio::task::spawn_blocking(move || published::compare(&volume)).await;
+            let compared = tokio::task::spawn_blocking(move || {
+                if let Err(error) = bytes::tidy(&volume) {
+                    warn!(volume = %volume.id, %error, "old hashes could not be removed");
+                }
+                published::compare(&volume)
+            });
+            let news = compared.await;
             if news.unwrap_or(false) {
                 self.tell(keeping).await;
             }

@@ -282,6 +282,13 @@ impl Index {
         self.hashes.insert(image, hashed);
     }
 
+    /// The images that have files here, and the BLAKE3 roots of those that are hashed.
+    pub(crate) fn hashed_of(&self) -> (HashSet<ImageId>, HashSet<[u8; 32]>) {
+        let images = self.paths.keys().chain(self.aside.keys()).copied().collect();
+        let roots = self.hashes.values().map(|hashed| *hashed.hashes.blake3.as_bytes());
+        (images, roots.collect())
+    }
+
     /// Images whose hashes the catalogue has not confirmed, at most so many.
     pub(crate) fn untold(&self, most: usize) -> Vec<(ImageId, Hashed)> {
         let untold = self.hashes.iter().filter(|(_, hashed)| !hashed.told);

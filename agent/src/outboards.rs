@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::digest::Checkpoint;
 use crate::marker::write_whole;
+use crate::walk::names;
 
 const DIR: &str = "hashes";
 
@@ -82,9 +83,40 @@ impl Outboards {
         self.read(&name(blake3)).ok()
     }
 
+    /// Removes what is of no image and no content any more.
+    pub(crate) fn keep_only(&self, is_wanted: impl Fn(&Of) -> bool) -> io::Result<()> {
+        for name in names(&self.dir)? {
+            let Some(of) = std::str::from_utf8(&name).ok().and_then(Of::parse) else { continue };
+            if !is_wanted(&of) {
+                unlinkat(&self.dir, &*name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
+    }
+
     fn read(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(openat(&self.dir, name, flags, Mode::empty())?))
+    }
+}
+
+/// What a file is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Interrupted hashing.
+    Image(ImageId),
+    /// A tree, by its root.
+    Content([u8; 32]),
+}
+
+impl Of {
+    fn parse(name: &str) -> Option<Self> {
+        let (stem, kind) = name.split_once('.')?;
+        match kind {
+            "part" | "json" => stem.parse().ok().map(Self::Image),
+            "obao" => blake3::Hash::from_hex(stem).ok().map(|it| Self::Content(*it.as_bytes())),
+            _ => None,
+        }
     }
 }
 
@@ -101,5 +133,30 @@ pub(crate) struct Part {
 impl Part {
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_wants_any_more_is_removed_and_other_files_stay() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sidecar = OwnedFd::from(File::open(dir.path()).expect("opened"));
+        let outboards = Outboards::open(&sidecar).expect("made");
+        let [kept, gone] = [1, 2].map(|n| ImageId::from_bytes([n; 16]));
+        for (image, root) in [(kept, [1; 32]), (gone, [2; 32])] {
+            let mut part = outboards.begin(image).expect("begun");
+            part.append(b"tree").expect("appended");
+            outboards.finish(part, &root).expect("finished");
+            drop(outboards.begin(image).expect("begun again"));
+        }
+        std::fs::write(dir.path().join("hashes/notes.txt"), "").expect("written");
+        let wanted =
+            |of: &Of| matches!(of, Of::Image(it) if *it == kept) || *of == Of::Content([1; 32]);
+        outboards.keep_only(wanted).expect("kept");
+        assert!(outboards.tree(&[1; 32]).is_some() && outboards.tree(&[2; 32]).is_none());
+        assert_eq!(names(&outboards.dir).expect("listed").len(), 3);
     }
 }
