@@ -60,6 +60,9 @@ pub(crate) struct Index {
     /// Images whose files became another's: whoever still has them open finds them by it.
     merged: HashMap<ImageId, ImageId>,
     mark: Mark,
+    /// Whether the catalogue was asked since this index was read what else it has of the volume: a
+    /// killed agent may have told more than it wrote down.
+    compared: bool,
     /// What has yet to be written.
     pending: Vec<Line>,
 }
@@ -166,8 +169,14 @@ impl Index {
         self.set_mark(Mark { incarnation: None, databases: None, ..self.mark.clone() });
     }
 
-    /// The catalogue has been told everything.
+    /// Whether the catalogue may have files of the volume of which nothing is known here.
+    pub(crate) fn is_compared(&self) -> bool {
+        self.compared
+    }
+
+    /// The catalogue has been told everything, and has nothing else.
     pub(crate) fn end_introduction(&mut self, catalog: Incarnation) {
+        self.compared = true;
         let incarnation = Some(catalog.to_string());
         self.set_mark(Mark { incarnation, ..self.mark.clone() });
     }

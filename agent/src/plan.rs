@@ -16,8 +16,10 @@ use crate::walk::{ImageDir, Seen};
 pub(crate) struct Plan {
     pub(crate) doubt: Option<Doubt>,
     pub(crate) differences: Vec<Difference>,
-    /// For a catalogue of which is not known what it knows: how its introduction ends.
-    pub(crate) introduction: Option<Ending>,
+    /// Whether the catalogue is told everything, as one that does not know this volume.
+    pub(crate) introduces: bool,
+    /// Where it is not known what else the catalogue has of the volume: how that is found out.
+    pub(crate) ending: Option<Ending>,
 }
 
 /// Of a volume's images, one in so many may be gone without a second look.
@@ -33,7 +35,7 @@ pub(crate) enum Doubt {
     Refused(String),
 }
 
-/// How an introduction ends.
+/// How it is found out what else the catalogue has of a volume.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// With all paths there are: what the catalogue has at others is gone.
@@ -47,11 +49,14 @@ pub(crate) fn plan(index: &Index, seen: &Seen, layout: &Layout, catalog: Incarna
     let known_there = index.files().keys().any(|path| there.contains_key(path));
     let refused = refusal(index, seen, layout, known_there).map(Doubt::Refused);
     let doubt = |differences: &[Difference]| refused.or_else(|| suspect(index, differences));
-    if index.is_known_to(catalog) {
-        let differences = reconcile(index.files(), &there);
-        return Plan { doubt: doubt(&differences), differences, introduction: None };
+    let introduces = !index.is_known_to(catalog);
+    let differences = match introduces {
+        false => reconcile(index.files(), &there),
+        true => introduce(index.files(), &there),
+    };
+    if !introduces && index.is_compared() {
+        return Plan { doubt: doubt(&differences), differences, introduces, ending: None };
     }
-    let differences = introduce(index.files(), &there);
     let mut paths: BTreeSet<VolumePath> = there.into_keys().collect();
     // Those of which the index lost that they are known.
     paths.extend(seen.others.keys().cloned());
@@ -60,7 +65,7 @@ pub(crate) fn plan(index: &Index, seen: &Seen, layout: &Layout, catalog: Incarna
     } else {
         Ending::Everything(paths)
     };
-    Plan { doubt: doubt(&differences), differences, introduction: Some(ending) }
+    Plan { doubt: doubt(&differences), differences, introduces, ending: Some(ending) }
 }
 
 /// Whether so many images seem gone that one look is not enough.
@@ -91,6 +96,9 @@ fn refusal(index: &Index, seen: &Seen, layout: &Layout, known_there: bool) -> Op
          .isotope/index.jsonl and start it again"
     ))
 }
+
+#[cfg(test)]
+mod truth;
 
 #[cfg(test)]
 mod tests {
@@ -181,10 +189,10 @@ mod tests {
         let mut look = seen(&[("iso/a.iso", 1), ("iso/b.iso", 3)], ImageDir::Within);
         let linked = Other { stamp: stamp(4), has_image_name: true };
         look.others.insert(path("iso/linked.iso"), linked);
-        assert_eq!(plan(&known, &look, &Layout::default(), CATALOG).introduction, None);
+        assert_eq!(plan(&known, &look, &Layout::default(), CATALOG).ending, None);
         let made = plan(&known, &look, &Layout::default(), OTHER);
         let everything = ["iso/a.iso", "iso/b.iso", "iso/linked.iso"].map(path);
-        assert_eq!(made.introduction, Some(Ending::Everything(everything.into())));
+        assert_eq!(made.ending, Some(Ending::Everything(everything.into())));
         let told = made.differences.iter().map(|it| (it.event, it.path.as_str()));
         assert_eq!(
             told.collect::<Vec<_>>(),
@@ -194,15 +202,20 @@ mod tests {
                 (FileEvent::Created, "iso/a.iso"),
             ]
         );
-        // A lost index does not know what else the catalogue may know.
+        // An index that was just read does not know what was told since it was written,
+        let lines = known.lines().into_iter().map(Ok);
+        let read = Index::from_lines(lines).expect("read");
+        let again = plan(&read, &look, &Layout::default(), CATALOG);
+        assert!(!again.introduces && again.ending.is_some());
+        // and a lost one does not know what else the catalogue may know.
         let lost = plan(&Index::default(), &look, &Layout::default(), CATALOG);
-        assert!(matches!(lost.introduction, Some(Ending::Everything(paths)) if paths.len() == 3));
+        assert!(matches!(lost.ending, Some(Ending::Everything(paths)) if paths.len() == 3));
         // What could not be seen is not gone; nor is everything, where nothing is.
         look.unseen.insert("iso/bad".to_owned());
-        assert_eq!(plan(&known, &look, &Layout::default(), OTHER).introduction, Some(Ending::Open));
+        assert_eq!(plan(&known, &look, &Layout::default(), OTHER).ending, Some(Ending::Open));
         let nothing = seen(&[], ImageDir::Missing);
         assert_eq!(
-            plan(&Index::default(), &nothing, &Layout::default(), OTHER).introduction,
+            plan(&Index::default(), &nothing, &Layout::default(), OTHER).ending,
             Some(Ending::Open)
         );
     }

@@ -52,7 +52,7 @@ pub(crate) async fn tell(
     counts: &mut ScanCounts,
     progress: &(impl Fn(ScanCounts) + Sync),
 ) -> Result<(), String> {
-    if plan.introduction.is_some() && !plan.differences.is_empty() {
+    if plan.introduces && !plan.differences.is_empty() {
         volume.index_mut().begin_introduction();
     }
     for batch in plan.differences.chunks(BATCH_MAX) {
@@ -63,14 +63,16 @@ pub(crate) async fn tell(
         count(counts, batch);
         progress(*counts);
     }
-    match plan.introduction {
+    match plan.ending {
         None | Some(Ending::Open) => return Ok(()),
         Some(Ending::Everything(paths)) => roll::call(volume, link, &paths).await?,
     }
     let mut index = volume.index_mut();
     index.end_introduction(link.incarnation);
-    // What another catalogue confirmed, this one has not heard.
-    index.tell_hashes_anew();
+    if plan.introduces {
+        // What another catalogue confirmed, this one has not heard.
+        index.tell_hashes_anew();
+    }
     Ok(())
 }
 
@@ -315,7 +317,7 @@ mod tests {
             let again = plan(&index, &seen, &Layout::default(), catalog);
             let proposed: Vec<_> = again.differences.iter().filter_map(|it| it.image).collect();
             assert_eq!(proposed, ids, "told anew, under the same ids");
-            assert!(again.introduction.is_some());
+            assert!(again.ending.is_some());
         }
     }
 }
