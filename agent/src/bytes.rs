@@ -7,11 +7,12 @@ use isotope_proto::digest::{Blake3, Sha256};
 use isotope_proto::id::ImageId;
 use isotope_proto::image::{Hashes, Stamp};
 use rustix::fs::{Stat, fstat};
-use tracing::{error, info};
+use tracing::{debug, error};
 
 use crate::clock;
 use crate::digest::{
-    Damage, Expected, Manner, Outcome, Step, Verdict as Compared, hash as digest, verify,
+    Damage, Expected, GROUP_BYTES, Manner, Outcome, Step, Verdict as Compared, hash as digest,
+    verify,
 };
 use crate::index::{Hashed, Verdict};
 use crate::outboards::{Of, Outboards};
@@ -63,28 +64,18 @@ fn open(volume: &Volume, image: ImageId) -> Result<Option<(File, Stamp, i64)>, S
 /// Learns the hashes of an image, from where an interrupted reading left off.
 pub(crate) fn hash(volume: &Volume, image: ImageId, manner: &Manner) -> Result<Read, String> {
     let Some((file, stamp, ctime_ns)) = open(volume, image)? else { return Ok(Read::Changed) };
-    let failed = |error: std::io::Error| format!("its tree cannot be kept: {error}");
-    let outboards =
-        volume.sidecar().and_then(|sidecar| Outboards::open(&sidecar)).map_err(failed)?;
-    let (from, mut part) = match outboards.resume(image) {
-        Some((checkpoint, part)) => (Some(checkpoint), part),
-        None => (None, outboards.begin(image).map_err(failed)?),
+    let ended = match stamp.size_bytes {
+        // Of one group there is no tree.
+        0..=GROUP_BYTES => {
+            digest(&file, stamp, None, manner, |_| Ok(())).map_err(|it| it.to_string())
+        }
+        _ => hash_with_tree(volume, image, &file, stamp, manner),
     };
-    let mut ended = run(&outboards, &file, stamp, from.as_ref(), manner, &mut part)?;
-    if ended == Outcome::Changed && from.is_some() {
-        // It may be the checkpoint that does not fit.
-        part = outboards.begin(image).map_err(failed)?;
-        ended = run(&outboards, &file, stamp, None, manner, &mut part)?;
-    }
-    let done = match ended {
+    let done = match ended? {
         Outcome::Done(done) => done,
         Outcome::Stopped => return Ok(Read::Stopped),
-        Outcome::Changed => {
-            outboards.drop_part(image).map_err(failed)?;
-            return Ok(Read::Changed);
-        }
+        Outcome::Changed => return Ok(Read::Changed),
     };
-    outboards.finish(part, &done.blake3).map_err(failed)?;
     let hashed = Hashed {
         stamp,
         ctime_ns,
@@ -98,6 +89,35 @@ pub(crate) fn hash(volume: &Volume, image: ImageId, manner: &Manner) -> Result<R
         told: false,
     };
     Ok(note(volume, image, hashed))
+}
+
+/// The same with its tree, which is kept.
+fn hash_with_tree(
+    volume: &Volume,
+    image: ImageId,
+    file: &File,
+    stamp: Stamp,
+    manner: &Manner,
+) -> Result<Outcome, String> {
+    let failed = |error: std::io::Error| format!("its tree cannot be kept: {error}");
+    let sidecar = volume.sidecar().map_err(failed)?;
+    let outboards = Outboards::open(&sidecar).map_err(failed)?;
+    let (from, mut part) = match outboards.resume(image) {
+        Some((checkpoint, part)) => (Some(checkpoint), part),
+        None => (None, outboards.begin(image).map_err(failed)?),
+    };
+    let mut ended = run(&outboards, file, stamp, from.as_ref(), manner, &mut part)?;
+    if ended == Outcome::Changed && from.is_some() {
+        // It may be the checkpoint that does not fit.
+        part = outboards.begin(image).map_err(failed)?;
+        ended = run(&outboards, file, stamp, None, manner, &mut part)?;
+    }
+    match ended {
+        Outcome::Done(done) => outboards.finish(part, &done.blake3).map_err(failed)?,
+        Outcome::Changed => outboards.drop_part(image).map_err(failed)?,
+        Outcome::Stopped => {}
+    }
+    Ok(ended)
 }
 
 fn run(
@@ -159,7 +179,7 @@ fn note(volume: &Volume, image: ImageId, hashed: Hashed) -> Read {
         return Read::Changed;
     }
     if hashed.verdict == Verdict::Sound {
-        info!(%image, size_bytes = hashed.stamp.size_bytes, "a file was read whole");
+        debug!(%image, size_bytes = hashed.stamp.size_bytes, "a file was read whole");
     }
     index.set_hashed(image, hashed);
     drop(index);

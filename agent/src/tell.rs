@@ -55,11 +55,17 @@ pub(crate) async fn tell(
     if plan.introduces && !plan.differences.is_empty() {
         volume.index_mut().begin_introduction();
     }
-    for batch in plan.differences.chunks(BATCH_MAX) {
-        let changes = describe(volume, batch).await?;
-        let events = changes.into_iter().map(Into::into).collect();
-        let ids = report(volume, link, events).await?;
-        confirm(&mut volume.index_mut(), batch, &ids)?;
+    let mut batches = plan.differences.chunks(BATCH_MAX);
+    let mut next = batches.next();
+    let mut described = describe(volume, next.unwrap_or_default()).await?;
+    while let Some(batch) = next {
+        next = batches.next();
+        let events = described.into_iter().map(Into::into).collect();
+        // The disk reads on while the catalogue writes.
+        let (ids, coming) =
+            tokio::join!(report(volume, link, events), describe(volume, next.unwrap_or_default()));
+        confirm(&mut volume.index_mut(), batch, &ids?)?;
+        described = coming?;
         count(counts, batch);
         progress(*counts);
     }

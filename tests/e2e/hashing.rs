@@ -124,6 +124,8 @@ fn equal_bytes_keep_their_names_and_other_bytes_under_one_name_a_second_one() {
 #[test]
 fn a_file_that_was_touched_is_read_again_and_one_that_was_not_is_not() {
     let world = World::new();
+    let logged = "[log]\nfilter = \"info,isotope_agent=debug\"\n";
+    fs::write(world.path("isotope.toml"), logged).expect("written");
     let pool = world.pool("isos", &["a.iso", "b.iso"]);
     let (_catalog, url) = world.catalog();
     let agent = world.agent("a", &url, &[&pool]);
