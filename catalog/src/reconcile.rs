@@ -30,8 +30,10 @@ pub(crate) fn apply(
     };
     let pools = edits.pools()?;
     let pool = pools.iter().find(|pool| pool.id == known.pool).map_or("", |pool| &pool.name);
-    let mut report = Report { edits, volume, pool, now };
-    changes.iter().map(|change| report.apply_one(change)).collect()
+    let mut report = Report { edits, volume, pool, now, taken: Vec::new() };
+    let images = changes.iter().map(|change| report.apply_one(change)).collect::<Result<_, _>>()?;
+    report.take_freed_names()?;
+    Ok(images)
 }
 
 /// Of the files that the catalogue has of a volume, those at other than the paths that there are
@@ -43,7 +45,7 @@ pub(crate) fn lose_others(
     there: &BTreeSet<VolumePath>,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let mut report = Report { edits, volume, pool: "", now };
+    let mut report = Report { edits, volume, pool: "", now, taken: Vec::new() };
     for (image, path) in files.into_iter().filter(|(_, path)| !there.contains(path)) {
         if let Some(image) = report.edits.image(image)? {
             info!(%volume, %path, image = %image.id, "a file went unnoticed; it leaves the library");
@@ -58,6 +60,9 @@ struct Report<'r, 'a> {
     volume: VolumeId,
     pool: &'r str,
     now: Timestamp,
+    /// Names that could not be followed, for others had them, and by whom: a file that is itself
+    /// renamed in the same report may free one, as where two exchange theirs.
+    taken: Vec<(Ino, EntryName)>,
 }
 
 impl Report<'_, '_> {
@@ -118,11 +123,27 @@ impl Report<'_, '_> {
         if entry.name.as_str() != old || entry.name == name {
             return Ok(());
         }
-        let name = free_name(self.edits, entry.parent, &name, self.pool)?;
-        let after = Entry { name, ..entry.clone() };
+        let free = free_name(self.edits, entry.parent, &name, self.pool)?;
+        if free != name {
+            self.taken.push((ino, name));
+        }
+        let after = Entry { name: free, ..entry.clone() };
         let before = entry.clone();
         self.edits.write(Delta::Entry(Edit::Changed { before, after }))?;
         touch(self.edits, entry.parent, self.now)
+    }
+
+    /// Follows names that were taken and are not any more.
+    fn take_freed_names(&mut self) -> Result<(), Refusal> {
+        for (ino, name) in std::mem::take(&mut self.taken) {
+            for before in self.edits.entries_to(ino)? {
+                if free_name(self.edits, before.parent, &name, self.pool)? == name {
+                    let after = Entry { name: name.clone(), ..before.clone() };
+                    self.edits.write(Delta::Entry(Edit::Changed { before, after }))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A new image under a name of its own.
@@ -365,6 +386,27 @@ mod tests {
         ];
         report(&store, VOLUMES[0], &exchanged).await;
         assert_eq!(image(&store, "/linux/c.iso").await.map(|(_, ino)| ino), Some(inode));
+    }
+
+    #[tokio::test]
+    async fn names_that_are_handed_on_in_the_pool_are_handed_on_in_the_library() {
+        let (store, _dir) = store().await;
+        let names = ["iso/a.iso", "iso/b.iso", "iso/c.iso"];
+        let files = |at: [usize; 3]| {
+            (1..).zip(at).map(|(n, at)| file(n, names[at], n.into())).collect::<Vec<_>>()
+        };
+        let told = |event, files: Vec<FoundFile>| files.into_iter().map(|it| (event, it)).collect();
+        let made: Vec<_> = told(FileEvent::Created, files([0, 1, 2]));
+        report(&store, VOLUMES[0], &made).await;
+        // All three in a circle, and two of them exchanged.
+        for (at, expected) in [([1, 2, 0], [3, 1, 2]), ([2, 1, 0], [3, 2, 1])] {
+            let moved: Vec<_> = told(FileEvent::Moved, files(at));
+            report(&store, VOLUMES[0], &moved).await;
+            for (name, n) in ["/linux/a.iso", "/linux/b.iso", "/linux/c.iso"].iter().zip(expected) {
+                let found = image(&store, name).await.map(|(id, _)| id);
+                assert_eq!(found, Some(ImageId::from_bytes([n; 16])), "{name} {at:?}");
+            }
+        }
     }
 
     #[tokio::test]
