@@ -118,8 +118,9 @@ fn message(command: Command) -> catalog_message::Message {
         Command::Scan { scan, volume } => {
             Message::StartScan(pb::StartScan { scan_id: scan.into(), volume_id: volume.into() })
         }
-        Command::Keep { volume, lease } => {
-            Message::Keep(pb::Keep { volume_id: volume.into(), lease_id: lease.into() })
+        Command::Keep { volume, lease, images } => {
+            let (volume_id, lease_id) = (volume.into(), lease.into());
+            Message::Keep(pb::Keep { volume_id, lease_id, images })
         }
         Command::Release { volume } => Message::Release(pb::Release { volume_id: volume.into() }),
     }

@@ -106,6 +106,12 @@ impl Rows<'_> {
         self.all(sql, [volume.as_bytes()], |row| Ok(ImageId::from_bytes(row.get(0)?)))
     }
 
+    pub(crate) fn image_count_on(&self, volume: VolumeId) -> Result<u64, Refusal> {
+        let sql = "SELECT count(DISTINCT image) FROM replica WHERE volume = ?1";
+        let count = self.one(sql, [volume.as_bytes()], |row| row.get::<_, i64>(0))?;
+        Ok(count.unwrap_or(0).unsigned_abs())
+    }
+
     /// Whether a file is being written to a volume.
     pub(crate) fn is_written_to(&self, volume: VolumeId) -> Result<bool, Refusal> {
         let sql = "SELECT 1 FROM upload WHERE volume = ?1";
