@@ -1,9 +1,10 @@
 //! What a scan is to do about what it saw. Pure: it knows the index and the look, neither the disk
 //! nor the catalogue.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isotope_proto::id::Incarnation;
+use isotope_proto::image::Stamp;
 use isotope_proto::name::VolumePath;
 use isotope_proto::report::FileEvent;
 
@@ -38,8 +39,9 @@ pub(crate) enum Doubt {
 /// How it is found out what else the catalogue has of a volume.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// With all paths there are: what the catalogue has at others is gone.
-    Everything(BTreeSet<VolumePath>),
+    /// With all files there are: what the catalogue has at other paths is gone, and so is all but
+    /// one of what it has at one.
+    Everything(BTreeMap<VolumePath, Stamp>),
     /// Not yet: something could not be seen, or nothing was; the next scan introduces anew.
     Open,
 }
@@ -57,13 +59,13 @@ pub(crate) fn plan(index: &Index, seen: &Seen, layout: &Layout, catalog: Incarna
     if !introduces && index.is_compared() {
         return Plan { doubt: doubt(&differences), differences, introduces, ending: None };
     }
-    let mut paths: BTreeSet<VolumePath> = there.into_keys().collect();
+    let mut all = there;
     // Those of which the index lost that they are known.
-    paths.extend(seen.others.keys().cloned());
-    let ending = if paths.is_empty() || !seen.unseen.is_empty() {
+    all.extend(seen.others.iter().map(|(path, other)| (path.clone(), other.stamp)));
+    let ending = if all.is_empty() || !seen.unseen.is_empty() {
         Ending::Open
     } else {
-        Ending::Everything(paths)
+        Ending::Everything(all)
     };
     Plan { doubt: doubt(&differences), differences, introduces, ending: Some(ending) }
 }
@@ -103,7 +105,6 @@ mod truth;
 #[cfg(test)]
 mod tests {
     use isotope_proto::id::ImageId;
-    use isotope_proto::image::Stamp;
     use isotope_proto::report::FileEvent;
 
     use super::*;
@@ -191,7 +192,8 @@ mod tests {
         look.others.insert(path("iso/linked.iso"), linked);
         assert_eq!(plan(&known, &look, &Layout::default(), CATALOG).ending, None);
         let made = plan(&known, &look, &Layout::default(), OTHER);
-        let everything = ["iso/a.iso", "iso/b.iso", "iso/linked.iso"].map(path);
+        let everything = [("iso/a.iso", 1), ("iso/b.iso", 3), ("iso/linked.iso", 4)];
+        let everything = everything.map(|(at, n)| (path(at), stamp(n)));
         assert_eq!(made.ending, Some(Ending::Everything(everything.into())));
         let told = made.differences.iter().map(|it| (it.event, it.path.as_str()));
         assert_eq!(

@@ -27,20 +27,22 @@ pub(crate) async fn refresh(volume: &Arc<Volume>, link: &mut Link) -> Result<boo
     if volume.index().matched_with() == Some(&*version) {
         return Ok(false);
     }
-    let (mut after, mut refreshed) = (String::new(), 0);
+    let (mut after_path, mut after_image_id, mut refreshed) = (String::new(), Vec::new(), 0);
     loop {
         let mut request = tonic::Request::new(pb::ListFilesRequest {
             node_id: link.node.into(),
             volume_id: volume.id.into(),
             lease_id: link.lease.into(),
-            after_path: after.clone(),
+            after_path: after_path.clone(),
+            after_image_id: after_image_id.clone(),
             facts: true,
         });
         request.set_timeout(DEADLINE);
         let reply = link.client.list_files(request).await;
         let files = reply.map_err(|status| Refusal::from(status).to_string())?.into_inner().files;
         let Some(last) = files.last() else { break };
-        after.clone_from(&last.path);
+        after_path.clone_from(&last.path);
+        after_image_id.clone_from(&last.image_id);
         let at = Arc::clone(volume);
         let matched = tokio::task::spawn_blocking(move || {
             let databases = Databases::of_this_machine();

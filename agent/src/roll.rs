@@ -2,7 +2,7 @@
 //! page, compared with what is there. What went unnoticed, while the index was lost or was another
 //! catalogue's, is told as deleted.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ const PAGE_DEADLINE: Duration = Duration::from_secs(30);
 const SUSPECT_SHARE: usize = 10;
 
 /// A file as the catalogue has it.
+#[derive(Debug, Clone)]
 struct Listed {
     image: ImageId,
     path: VolumePath,
@@ -35,16 +36,28 @@ struct Listed {
 pub(crate) async fn call(
     volume: &Arc<Volume>,
     link: &mut Link,
-    there: &BTreeSet<VolumePath>,
+    there: &BTreeMap<VolumePath, Stamp>,
 ) -> Result<(), String> {
-    let (mut gone, mut listed, mut after) = (Vec::new(), 0, String::new());
+    let (mut gone, mut listed): (Vec<Listed>, usize) = (Vec::new(), 0);
+    // Files at one path follow one another.
+    let mut before: Option<Listed> = None;
     loop {
-        let page = page(volume, link, &after).await?;
-        let Some(last) = page.last() else { break };
+        let page = page(volume, link, before.as_ref()).await?;
+        if page.is_empty() {
+            break;
+        }
         listed += page.len();
-        after = last.path.to_string();
-        gone.extend(page.into_iter().filter(|file| !there.contains(&file.path)));
+        for file in page {
+            if let Some(other) = before.replace(file.clone()).filter(|it| it.path == file.path) {
+                // At most one of them is the file that is there.
+                let stamp = there.get(&file.path);
+                gone.extend([other, file].into_iter().filter(|it| Some(&it.stamp) != stamp));
+            } else if !there.contains_key(&file.path) {
+                gone.push(file);
+            }
+        }
     }
+    gone.dedup_by_key(|file| file.image);
     if gone.len() * SUSPECT_SHARE > listed {
         info!(volume = %volume.id, suspect = gone.len(), "many images seem gone; looking again");
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
@@ -57,12 +70,17 @@ pub(crate) async fn call(
     Ok(())
 }
 
-async fn page(volume: &Volume, link: &mut Link, after: &str) -> Result<Vec<Listed>, String> {
+async fn page(
+    volume: &Volume,
+    link: &mut Link,
+    after: Option<&Listed>,
+) -> Result<Vec<Listed>, String> {
     let mut request = tonic::Request::new(pb::ListFilesRequest {
         node_id: link.node.into(),
         volume_id: volume.id.into(),
         lease_id: link.lease.into(),
-        after_path: after.to_owned(),
+        after_path: after.map(|it| it.path.to_string()).unwrap_or_default(),
+        after_image_id: after.map(|it| it.image.into()).unwrap_or_default(),
         facts: false,
     });
     request.set_timeout(PAGE_DEADLINE);
@@ -85,7 +103,7 @@ async fn still_gone(volume: &Arc<Volume>, gone: Vec<Listed>) -> Result<Vec<Liste
     let looked = tokio::task::spawn_blocking(move || {
         let root = volume.root()?;
         let is_gone = |file: &Listed| match open_file(&root, file.path.as_str()) {
-            Ok(_) => false,
+            Ok((_, stamp)) => stamp != file.stamp,
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
         };
         Ok(gone.into_iter().filter(is_gone).collect())

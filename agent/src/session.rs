@@ -222,7 +222,7 @@ impl Talk<'_> {
             catalog_message::Message::Keep(keep) => {
                 let volume = VolumeId::try_from(&*keep.volume_id).map_err(Malformed::from)?;
                 let lease = LeaseId::try_from(&*keep.lease_id).map_err(Malformed::from)?;
-                self.keep(kept, volume, lease);
+                self.keep(kept, volume, lease, keep.images);
             }
             catalog_message::Message::Release(release) => {
                 let volume = VolumeId::try_from(&*release.volume_id).map_err(Malformed::from)?;
@@ -256,7 +256,7 @@ impl Talk<'_> {
     }
 
     /// This agent keeps a volume from now on: it looks what has changed since somebody last did.
-    fn keep(&self, kept: &Kept, id: VolumeId, lease: LeaseId) {
+    fn keep(&self, kept: &Kept, id: VolumeId, lease: LeaseId, images_known: u64) {
         let (Some(volume), Some(orders), Some(incarnation)) =
             (self.session.volumes.get(id), kept.workers.get(&id), self.incarnation)
         else {
@@ -269,7 +269,7 @@ impl Talk<'_> {
         let (sender, hints) = (orders.keeping.clone(), Arc::clone(&orders.hints));
         // The index of whoever kept it before is read from the disk.
         tokio::task::spawn_blocking(move || {
-            volume.keep();
+            volume.keep(images_known);
             sender.send_replace(Some(keeping));
             hints.hear(Hint::Lost);
         });

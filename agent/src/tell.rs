@@ -184,10 +184,11 @@ fn confirm(index: &mut Index, batch: &[Difference], ids: &[ImageId]) -> Result<(
         return Err(format!("the catalogue answered for {got} files when told of {asked}"));
     }
     for (difference, image) in batch.iter().zip(ids) {
-        if let Some((from, _)) = &difference.before
+        if let Some((from, known)) = &difference.before
             && *from != difference.path
         {
-            index.remove(from);
+            // Another file may have taken the place, in this very batch.
+            index.remove_from(from, known.image);
         }
         if difference.event == FileEvent::Deleted {
             index.remove(&difference.path);

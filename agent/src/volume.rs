@@ -98,7 +98,7 @@ impl Volume {
     ) -> Result<Self, crate::recognise::VolumeError> {
         let checked = crate::recognise::Checked::look(dir, remembered, None)?;
         let volume = Self::new(checked.settle(pool_name, now)?, pool_name, &dir.join("aside"));
-        volume.keep();
+        volume.keep(1);
         Ok(volume)
     }
 
@@ -191,8 +191,9 @@ impl Volume {
     }
 
     /// This agent is the volume's keeper from now on. Where another was since we were, its index
-    /// takes the place of ours: what we alone know, the next scan finds.
-    pub(crate) fn keep(&self) {
+    /// takes the place of ours: what we alone know, the next scan finds. A catalogue that knows of no
+    /// image on it is told everything: its pool may have been taken out of the library.
+    pub(crate) fn keep(&self, images_known: u64) {
         let mut log = self.lock_log();
         if let Ok(sidecar) = self.sidecar()
             && !log.is_of(&sidecar)
@@ -202,6 +203,9 @@ impl Volume {
             let mut index = self.index_mut();
             written.adopt_aside(&index);
             *index = written;
+        }
+        if images_known == 0 && !self.index().files().is_empty() {
+            self.index_mut().begin_introduction();
         }
         self.kept.store(true, Ordering::Relaxed);
     }

@@ -5,7 +5,8 @@
 //! So the schedule's scans go on whatever happens here.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
@@ -58,37 +59,62 @@ impl Hints {
     }
 }
 
-/// A directory being watched, with all below it.
+/// How much of a directory is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// With all below it.
+    All,
+    /// What is made in it, and no more.
+    Itself,
+}
+
+/// A directory being watched.
 pub(crate) struct Watch {
     dir: PathBuf,
+    reach: Reach,
     /// The directory itself: another one of its name has to be watched anew.
     inode: u64,
+    /// Events got lost: a directory may have been made of which nothing was heard, and nothing
+    /// would be of what is in it.
+    lost: Arc<AtomicBool>,
     _watcher: RecommendedWatcher,
 }
 
 impl Watch {
-    /// Watches a directory. Walks it, so it may wait for the disk.
+    /// Watches a directory. Walks all of it that is watched, so it may wait for the disk.
     ///
     /// # Errors
     /// Why changes will not be heard of, in words.
     pub(crate) fn begin(
         dir: &Path,
         inode: u64,
+        reach: Reach,
         hear: impl Fn(Hint) + Send + 'static,
     ) -> Result<Self, String> {
+        let lost = Arc::<AtomicBool>::default();
+        let losing = Arc::clone(&lost);
         let handler = move |event: notify::Result<notify::Event>| {
             if let Some(hint) = hint(&event) {
+                if hint == Hint::Lost {
+                    losing.store(true, Ordering::Release);
+                }
                 hear(hint);
             }
         };
         let config = Config::default().with_follow_symlinks(false);
         let mut watcher = RecommendedWatcher::new(handler, config).map_err(|it| why(&it))?;
-        watcher.watch(dir, RecursiveMode::Recursive).map_err(|error| why(&error))?;
-        Ok(Self { dir: dir.to_owned(), inode, _watcher: watcher })
+        let mode = match reach {
+            Reach::All => RecursiveMode::Recursive,
+            Reach::Itself => RecursiveMode::NonRecursive,
+        };
+        watcher.watch(dir, mode).map_err(|error| why(&error))?;
+        Ok(Self { dir: dir.to_owned(), reach, inode, lost, _watcher: watcher })
     }
 
-    pub(crate) fn is_of(&self, dir: &Path, inode: u64) -> bool {
-        self.dir == dir && self.inode == inode
+    /// Whether it still hears all there is to hear of that directory.
+    pub(crate) fn hears(&self, dir: &Path, inode: u64, reach: Reach) -> bool {
+        let whole = !self.lost.load(Ordering::Acquire);
+        whole && self.dir == dir && self.inode == inode && self.reach == reach
     }
 }
 
@@ -135,7 +161,7 @@ mod tests {
             // Nobody listens any more once all was heard.
             let _ = hear.send(hint);
         };
-        let watch = Watch::begin(at, 1, tell).expect("watched");
+        let watch = Watch::begin(at, 1, Reach::All, tell).expect("watched");
         act(at);
         let mut all = Vec::new();
         while let Ok(hint) = hints.recv_timeout(Duration::from_millis(300)) {

@@ -1,6 +1,7 @@
 //! One worker a volume: what is done with a volume is done in turn, for a scan would take a file
 //! that is being moved for two. It decides when to look by itself, from what is heard of the disk.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::scan::{Waiting, scan};
 use crate::session::message;
 use crate::tell::Link;
 use crate::volume::Volume;
-use crate::watch::{Hints, Watch};
+use crate::watch::{Hints, Reach, Watch};
 use crate::{clock, tasks};
 
 /// Scans that wait for one volume, which are one scan; tasks that find no room are sent again.
@@ -162,18 +163,22 @@ impl Worker {
         }
     }
 
-    /// Watches the images' directory that is there now. Begun before a look, so that what it passes
-    /// is heard of.
+    /// Watches the images' directory that is there now, or where it would be made. Begun before a
+    /// look, so that what it passes is heard of.
     async fn listen(&mut self) {
         let dir = self.volume.path.join(self.volume.layout().image_dir());
         let (watch, hints) = (self.watch.take(), Arc::clone(&self.hints));
         let (volume, at) = (Arc::clone(&self.volume), dir.clone());
         let watched = tokio::task::spawn_blocking(move || {
             volume.root()?;
-            let stat = rustix::fs::stat(&at).map_err(|error| error.to_string())?;
+            let there = nearest_there(&volume.path, &at);
+            let reach = if there == at { Reach::All } else { Reach::Itself };
+            let stat = rustix::fs::stat(&there).map_err(|error| error.to_string())?;
             match watch {
-                Some(watch) if watch.is_of(&at, stat.st_ino) => Ok(watch),
-                Some(_) | None => Watch::begin(&at, stat.st_ino, move |hint| hints.hear(hint)),
+                Some(watch) if watch.hears(&there, stat.st_ino, reach) => Ok(watch),
+                Some(_) | None => {
+                    Watch::begin(&there, stat.st_ino, reach, move |hint| hints.hear(hint))
+                }
             }
         });
         let listened = match watched.await {
@@ -185,8 +190,8 @@ impl Worker {
                 self.watch = Some(watch);
                 None
             }
-            // Nothing lies there; its making is noticed by a scan.
-            Err(_) if self.volume.root().is_err() || !dir.exists() => None,
+            // Nothing lies there; its coming is noticed by the lookout.
+            Err(_) if self.volume.root().is_err() => None,
             Err(why) => Some(format!("changes show with the next scan only: {why}")),
         };
         if deaf != self.deaf
@@ -214,6 +219,13 @@ impl Worker {
             warn!(volume = %self.volume.id, reason = %Refusal::from(status), "finished tasks could not be reported; they are asked for again");
         }
     }
+}
+
+/// The lowest directory that there is on the way to `dir`, from the volume's own.
+fn nearest_there(root: &Path, dir: &Path) -> PathBuf {
+    let on_the_way = dir.ancestors().take_while(|it| it.starts_with(root));
+    let there = on_the_way.take_while(|it| *it != root).find(|it| it.is_dir());
+    there.unwrap_or(root).to_owned()
 }
 
 /// One scan after another, as one.

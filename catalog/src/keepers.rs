@@ -23,8 +23,6 @@ const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) struct Lease {
     pub(crate) node: NodeId,
     pub(crate) id: LeaseId,
-    /// Why this node was chosen.
-    pub(crate) reason: &'static str,
 }
 
 #[derive(Default)]
@@ -95,9 +93,10 @@ async fn settle(core: &Core) -> Result<bool, Refusal> {
         }
         let Some((node, reason)) = lease else { continue };
         let id = LeaseId::mint(clock::now());
+        let images = core.store.read(move |rows| rows.image_count_on(volume)).await?;
         // It may report as soon as it is told.
-        core.keepers.lock().insert(volume, Lease { node, id, reason });
-        match core.nodes.command(node, Command::Keep { volume, lease: id }) {
+        core.keepers.lock().insert(volume, Lease { node, id });
+        match core.nodes.command(node, Command::Keep { volume, lease: id, images }) {
             Ok(()) => info!(%volume, %node, reason, "a node keeps the volume"),
             Err(_) => {
                 core.keepers.lock().remove(&volume);
@@ -153,7 +152,7 @@ mod tests {
             (Some(1), &[3], Some(Some(3))),
             (Some(1), &[], Some(None)),
         ] {
-            let lease = |n| Lease { node: node(n), id: LeaseId::from_bytes([n; 16]), reason: "" };
+            let lease = |n| Lease { node: node(n), id: LeaseId::from_bytes([n; 16]) };
             let leases = standing.map(|n| (volume, lease(n))).into_iter().collect();
             let offers = BTreeMap::from([(volume, offering.iter().copied().map(node).collect())]);
             let changed = changes(&leases, &offers, |_| Some(&pool));
@@ -169,7 +168,7 @@ mod tests {
         let keepers = Keepers::default();
         let (volume, node) = (VolumeId::from_bytes([9; 16]), NodeId::from_bytes([1; 16]));
         let [old, new] = [1, 2].map(|n| LeaseId::from_bytes([n; 16]));
-        keepers.lock().insert(volume, Lease { node, id: new, reason: "" });
+        keepers.lock().insert(volume, Lease { node, id: new });
         assert!(keepers.check(volume, node, new).is_ok());
         let other = NodeId::from_bytes([2; 16]);
         for (node, lease) in [(node, old), (other, new)] {

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Keep {
         volume: VolumeId,
         lease: LeaseId,
+        /// So many images on it are in the library.
+        images: u64,
     },
     /// It no longer is.
     Release {

@@ -3,7 +3,7 @@
 
 use isotope_proto::change::{Delta, Edit};
 use isotope_proto::id::{ContentId, ImageId, Ino, VolumeId};
-use isotope_proto::image::{Image, OsFamily, Replica, Stamp};
+use isotope_proto::image::{Image, OsFamily, Replica};
 use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, VolumePath};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{Description, FileChange, FileEvent, FoundFile};
@@ -27,8 +27,10 @@ pub(crate) fn apply(
     };
     let pools = edits.pools()?;
     let pool = pools.iter().find(|pool| pool.id == known.pool).map_or("", |pool| &pool.name);
-    let mut report = Report { edits, volume, pool, now };
-    changes.iter().map(|change| report.apply_one(change)).collect()
+    let mut report = Report { edits, volume, pool, now, taken: Vec::new() };
+    let images = changes.iter().map(|change| report.apply_one(change)).collect::<Result<_, _>>()?;
+    report.take_freed_names()?;
+    Ok(images)
 }
 
 /// What files are taken for now. Their entries stay where they are.
@@ -56,6 +58,9 @@ struct Report<'r, 'a> {
     volume: VolumeId,
     pool: &'r str,
     now: Timestamp,
+    /// Names that could not be followed, for others had them, and by whom: a file that is itself
+    /// renamed in the same report may free one, as where two exchange theirs.
+    taken: Vec<(Ino, EntryName)>,
 }
 
 impl Report<'_, '_> {
@@ -81,31 +86,41 @@ impl Report<'_, '_> {
         if let Some(image) = self.edits.task_of_stamp(self.volume, file.stamp)? {
             return Ok(image);
         }
+        // A stamp is one file's: under another path it was renamed, while its agent knew nothing.
+        if let Some(image) = self.edits.image_of_stamp(self.volume, file.stamp)? {
+            let id = image.id;
+            self.rename(image, file)?;
+            return Ok(id);
+        }
         match self.edits.image_at(self.volume, &file.path)? {
             None => self.adopt(file),
-            Some(image) if self.stamp_of(&image, file) == Some(file.stamp) => Ok(image.id),
             Some(image) => self.supersede(image, file),
         }
     }
 
-    fn stamp_of(&self, image: &Image, file: &FoundFile) -> Option<Stamp> {
-        let here = |r: &&Replica| r.volume == self.volume && r.path == file.path;
-        image.replicas.iter().find(here).map(|replica| replica.stamp)
+    fn moved(&mut self, file: &FoundFile) -> Result<ImageId, Refusal> {
+        let here = |r: &Replica| r.volume == self.volume && r.stamp == file.stamp;
+        match self.edits.image(file.image)? {
+            Some(image) if image.replicas.iter().any(here) => {
+                self.rename(image, file)?;
+                Ok(file.image)
+            }
+            _ => self.seen(file),
+        }
     }
 
-    fn moved(&mut self, file: &FoundFile) -> Result<ImageId, Refusal> {
-        let Some(before) = self.edits.image(file.image)? else { return self.seen(file) };
+    /// The file of that stamp lies where it is now.
+    fn rename(&mut self, before: Image, file: &FoundFile) -> Result<(), Refusal> {
         let mut after = before.clone();
         let here = |r: &&mut Replica| r.volume == self.volume && r.stamp == file.stamp;
-        let Some(replica) = after.replicas.iter_mut().find(here) else { return self.seen(file) };
+        let Some(replica) = after.replicas.iter_mut().find(here) else { return Ok(()) };
         if replica.path == file.path {
-            return Ok(file.image);
+            return Ok(());
         }
         replica.path = file.path.clone();
         let old_name = std::mem::replace(&mut after.filename, file.path.file_name().to_owned());
         self.follow_name(after.ino, &old_name, file)?;
-        self.edits.write(Delta::Image(Edit::Changed { before, after }))?;
-        Ok(file.image)
+        self.edits.write(Delta::Image(Edit::Changed { before, after }))
     }
 
     /// Whoever renames a file in its pool means the name; but a name given in the library stays.
@@ -116,11 +131,27 @@ impl Report<'_, '_> {
         if entry.name.as_str() != old || entry.name == name {
             return Ok(());
         }
-        let name = free_name(self.edits, entry.parent, &name, self.pool)?;
-        let after = Entry { name, ..entry.clone() };
+        let free = free_name(self.edits, entry.parent, &name, self.pool)?;
+        if free != name {
+            self.taken.push((ino, name));
+        }
+        let after = Entry { name: free, ..entry.clone() };
         let before = entry.clone();
         self.edits.write(Delta::Entry(Edit::Changed { before, after }))?;
         touch(self.edits, entry.parent, self.now)
+    }
+
+    /// Follows names that were taken and are not any more.
+    fn take_freed_names(&mut self) -> Result<(), Refusal> {
+        for (ino, name) in std::mem::take(&mut self.taken) {
+            for before in self.edits.entries_to(ino)? {
+                if free_name(self.edits, before.parent, &name, self.pool)? == name {
+                    let after = Entry { name: name.clone(), ..before.clone() };
+                    self.edits.write(Delta::Entry(Edit::Changed { before, after }))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A new image under a name of its own.
@@ -233,7 +264,7 @@ impl Report<'_, '_> {
 #[cfg(test)]
 mod tests {
     use isotope_proto::id::{NodeId, UploadId};
-    use isotope_proto::image::{ImageFormat, Os};
+    use isotope_proto::image::{ImageFormat, Os, Stamp};
     use isotope_proto::name::LibraryPath;
     use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
     use isotope_proto::upload::{Existing, Sealed, TaskDone, UploadRequest};
@@ -368,6 +399,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn names_that_are_handed_on_in_the_pool_are_handed_on_in_the_library() {
+        let (store, _dir) = store().await;
+        let names = ["iso/a.iso", "iso/b.iso", "iso/c.iso"];
+        let files = |at: [usize; 3]| {
+            (1..).zip(at).map(|(n, at)| file(n, names[at], n.into())).collect::<Vec<_>>()
+        };
+        let told = |event, files: Vec<FoundFile>| files.into_iter().map(|it| (event, it)).collect();
+        let made: Vec<_> = told(FileEvent::Created, files([0, 1, 2]));
+        report(&store, VOLUMES[0], &made).await;
+        // All three in a circle, and two of them exchanged.
+        for (at, expected) in [([1, 2, 0], [3, 1, 2]), ([2, 1, 0], [3, 2, 1])] {
+            let moved: Vec<_> = told(FileEvent::Moved, files(at));
+            report(&store, VOLUMES[0], &moved).await;
+            for (name, n) in ["/linux/a.iso", "/linux/b.iso", "/linux/c.iso"].iter().zip(expected) {
+                let found = image(&store, name).await.map(|(id, _)| id);
+                assert_eq!(found, Some(ImageId::from_bytes([n; 16])), "{name} {at:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn an_index_copied_with_its_files_makes_images_of_their_own() {
         let (store, _dir) = store().await;
         report(&store, VOLUMES[0], &[(FileEvent::Created, file(1, "iso/a.iso", 1))]).await;
@@ -398,7 +450,7 @@ mod tests {
 
     /// As an agent does it: what the catalogue has at other paths is deleted.
     async fn end_introduction(store: &Store, volume: VolumeId, paths: &[&str]) {
-        let listed = store.read(move |rows| rows.settled_files(volume, "", 100)).await;
+        let listed = store.read(move |rows| rows.settled_files(volume, ("", &[]), 100)).await;
         let gone = listed.expect("read").into_iter().filter(|it| !paths.contains(&it.1.as_str()));
         let gone: Vec<_> = gone
             .map(|(image, path, stamp)| {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use isotope_proto::cluster::{Node, Pool, Volume};
+use isotope_proto::cluster::{Live, Node, Pool, Volume};
 use isotope_proto::id::{NodeId, ScanId, VolumeId};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{ScanCounts, ScanOutcome};
@@ -133,40 +133,41 @@ impl Run {
         let _ = self.events.send(Event::Summary(summary_of)).await;
     }
 
-    /// Nodes that would be asked and are not connected are asked to connect.
+    /// Nodes that would be asked and are not connected are asked to connect, and those that have
+    /// just done so are waited for until they have said what they offer.
     async fn wake(&self, targets: &[(Pool, Vec<Volume>)]) {
-        let mut asleep = BTreeSet::new();
-        for (pool, volumes) in targets {
-            let offered = volumes.iter().any(|it| !self.core.nodes.offering(it.id).is_empty());
-            if !offered {
-                asleep.extend(pool.assigned.iter().copied());
-            }
-        }
-        let connected = self.core.nodes.live().borrow().connected.clone();
-        asleep.retain(|node| !connected.contains(node));
+        let nobody_offers = |volumes: &[Volume]| {
+            volumes.iter().all(|it| self.core.nodes.offering(it.id).is_empty())
+        };
+        let without: Vec<_> =
+            targets.iter().filter(|(_, volumes)| nobody_offers(volumes)).collect();
+        let assigned = without.iter().flat_map(|(pool, _)| pool.assigned.iter().copied());
+        let assigned: BTreeSet<NodeId> = assigned.collect();
+        let mut coming = self.core.nodes.live().borrow().connected.clone();
         let mut calls = tokio::task::JoinSet::new();
-        for node in self.nodes.iter().filter(|node| asleep.contains(&node.id)).cloned() {
+        let asleep = |it: &&Node| assigned.contains(&it.id) && !coming.contains(&it.id);
+        for node in self.nodes.iter().filter(asleep).cloned() {
             calls.spawn(async move {
                 let woken = async { Host::connect(&node).await?.reconnect().await };
                 let woken = woken.await;
                 debug!(node = node.name, answered = woken.is_ok(), "asked a node to connect");
-                woken.is_ok()
+                woken.is_ok().then_some(node.id)
             });
         }
         let wait = async {
-            let mut answered = 0;
             while let Some(woken) = calls.join_next().await {
-                answered += usize::from(woken.unwrap_or(false));
+                coming.extend(woken.ok().flatten());
             }
+            let comes = |it: &&Volume| it.sights.iter().any(|sight| coming.contains(&sight.node));
+            let expected: Vec<VolumeId> = without
+                .iter()
+                .flat_map(|(_, volumes)| volumes.iter().filter(comes).map(|it| it.id))
+                .collect();
             let mut live = self.core.nodes.live();
-            let all_there = |live: &isotope_proto::cluster::Live| {
-                asleep.iter().filter(|node| live.connected.contains(node)).count() >= answered
-            };
-            let _ = live.wait_for(all_there).await;
+            let all_told = |live: &Live| expected.iter().all(|it| live.volume(*it).is_some());
+            let _ = live.wait_for(all_told).await;
         };
-        if !asleep.is_empty() {
-            let _ = tokio::time::timeout(WAKE_MAX, wait).await;
-        }
+        let _ = tokio::time::timeout(WAKE_MAX, wait).await;
     }
 
     /// Asks the volume's keeper; the node's name, and what it reports. Or why nobody is asked.
@@ -175,7 +176,8 @@ impl Run {
         pool: &Pool,
         volume: &Volume,
     ) -> Result<(String, watch::Receiver<Update>), String> {
-        if let Choice::Skip { reason } = choose(pool, &self.core.nodes.offering(volume.id)) {
+        let best = choose(pool, &self.core.nodes.offering(volume.id));
+        if let Choice::Skip { reason } = best {
             return Err(self.why_skipped(volume, reason));
         }
         let lease = self.keeper(volume.id).await.ok_or("no node keeps the volume yet")?;
@@ -183,7 +185,12 @@ impl Run {
         let updates = self.core.scans.begin(scan, lease.node, volume.id);
         let command = Command::Scan { scan, volume: volume.id };
         self.core.nodes.command(lease.node, command).map_err(|refusal| refusal.text)?;
-        let (node, reason) = (self.node_name(lease.node), lease.reason);
+        let reason = match best {
+            Choice::Node { node, reason } if node == lease.node => reason,
+            // Assignment drives nobody away who is at work.
+            Choice::Node { .. } | Choice::Skip { .. } => "it keeps the volume already",
+        };
+        let node = self.node_name(lease.node);
         debug!(pool = pool.name, volume = %volume.id, node, reason, "volume is scanned");
         let choice = Event::Choice {
             pool: pool.name.clone(),

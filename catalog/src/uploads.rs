@@ -2,6 +2,7 @@
 //! publishes it; what its agent has yet to do on disk is recorded in that same transaction.
 
 use isotope_proto::change::{Delta, Edit};
+use isotope_proto::cluster::{Access, Live, VolumeState};
 use isotope_proto::id::{ContentId, ImageId, Ino, NodeId, UploadId, VolumeId};
 use isotope_proto::image::{Image, Replica};
 use isotope_proto::name::{EntryName, LibraryPath};
@@ -143,6 +144,52 @@ fn task(kind: FileTaskKind, image: ImageId, replica: &Replica) -> FileTask {
 
 fn path_in(rows: &Rows<'_>, entry: &Entry) -> Result<String, Refusal> {
     Ok(path_of(rows, entry.parent)?.join(entry.name.clone()).to_string())
+}
+
+/// What has a name, if anything. What is wrong with the place is told by the transaction, which
+/// knows what was done before.
+fn entry_at(rows: &Rows<'_>, place: &Place) -> Result<Option<Entry>, Refusal> {
+    match folder(rows, &place.folder) {
+        Ok(parent) => rows.entry(parent.ino, &place.name),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Refuses to delete what lies on a disk that takes no writes: its file would stay. Which disks
+/// those are is true only now, so this is asked before the transaction and is no part of it.
+pub(crate) fn check_deletable(rows: &Rows<'_>, place: &Place, live: &Live) -> Result<(), Refusal> {
+    let Some(entry) = entry_at(rows, place)? else { return Ok(()) };
+    let (Node::Image(image), [_]) = (node(rows, entry.ino)?, &rows.entries_to(entry.ino)?[..])
+    else {
+        return Ok(());
+    };
+    let is_read_only = |volume| match live.volume(volume) {
+        Some(VolumeState::Online(space)) => space.access == Access::ReadOnly,
+        Some(VolumeState::Offline(_)) | None => false,
+    };
+    if image.replicas.iter().any(|replica| is_read_only(replica.volume)) {
+        let text = format!(
+            "{} lies in a pool that is read-only now, and stays; isotope pool remove takes all of \
+             a pool out of the library",
+            place.name
+        );
+        return Err(Refusal::new(Reason::ReadOnly, text));
+    }
+    Ok(())
+}
+
+/// The same for what would make way for what is renamed.
+pub(crate) fn check_replaceable(
+    rows: &Rows<'_>,
+    (from, to): (&Place, &Place),
+    live: &Live,
+) -> Result<(), Refusal> {
+    match (entry_at(rows, from)?, entry_at(rows, to)?) {
+        (Some(one), Some(other)) if one.ino == other.ino => Ok(()),
+        (Some(_), Some(_)) => check_deletable(rows, to, live),
+        // Nothing makes way; or it has done so, and whoever asks was not answered.
+        (None, _) | (_, None) => Ok(()),
+    }
 }
 
 /// Removes a name of an image; with the last one the image goes to the trash.

@@ -103,7 +103,8 @@ impl World {
         self.spawn(log, self.command(args))
     }
 
-    fn spawn(&self, log: &str, mut command: Command) -> Part {
+    /// A part started by a command of the test's own making.
+    pub(crate) fn spawn(&self, log: &str, mut command: Command) -> Part {
         let log = self.path(log);
         let failpoints = self.failpoints.lock().expect("the points").clone();
         let mut child = command
@@ -135,7 +136,7 @@ impl World {
     }
 
     /// Whatever is mounted there goes with the test: a mount of ours, a volume, a network.
-    fn unmount_in_the_end(&self, path: &Path) {
+    pub(crate) fn unmount_in_the_end(&self, path: &Path) {
         self.mounts.lock().expect("the mounts").push(path.to_owned());
     }
 

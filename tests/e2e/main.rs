@@ -5,6 +5,7 @@ mod bad_input;
 mod boot;
 mod children;
 mod commands;
+mod discovery;
 mod facts;
 mod faults;
 mod flushing;

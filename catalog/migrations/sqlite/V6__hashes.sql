@@ -8,3 +8,6 @@ CREATE TABLE alias (
     image         BLOB PRIMARY KEY,
     became        BLOB NOT NULL
 ) STRICT;
+
+-- A file is known by its stamp wherever it was renamed to.
+CREATE INDEX replica_inode ON replica (volume, inode);

@@ -128,7 +128,8 @@ impl AgentService for Agents {
         let lease = LeaseId::try_from(&*request.lease_id).map_err(Malformed::from)?;
         self.0.keepers.check(volume, node, lease)?;
         let listed = self.0.store.read(move |rows| {
-            let page = rows.settled_files(volume, &request.after_path, LISTED_FILES_MAX)?;
+            let after = (&*request.after_path, &*request.after_image_id);
+            let page = rows.settled_files(volume, after, LISTED_FILES_MAX)?;
             let one = |(image, path, stamp): (ImageId, VolumePath, Stamp)| {
                 let known = if request.facts { rows.image(image)? } else { None };
                 Ok(pb::ListedFile {
@@ -205,8 +206,9 @@ fn message(command: Command) -> catalog_message::Message {
         Command::Scan { scan, volume } => {
             Message::StartScan(pb::StartScan { scan_id: scan.into(), volume_id: volume.into() })
         }
-        Command::Keep { volume, lease } => {
-            Message::Keep(pb::Keep { volume_id: volume.into(), lease_id: lease.into() })
+        Command::Keep { volume, lease, images } => {
+            let (volume_id, lease_id) = (volume.into(), lease.into());
+            Message::Keep(pb::Keep { volume_id, lease_id, images })
         }
         Command::Release { volume } => Message::Release(pb::Release { volume_id: volume.into() }),
     }

@@ -7,7 +7,7 @@ use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::pb::library_service_server::LibraryService;
 use isotope_proto::pb::{self, listing, stat_request};
 use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::tree::{Entry, FOLDER_MODE, FolderRef, Place};
+use isotope_proto::tree::{Entry, FOLDER_MODE, FolderRef, Place, RenameMode};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +17,7 @@ use super::STREAM_MAX;
 use crate::Core;
 use crate::library::{self, Node};
 use crate::store::{Outcome, Rows, Verb};
+use crate::uploads;
 
 /// Entries read at once for a list.
 const PAGE_MAX: usize = 1000;
@@ -194,6 +195,13 @@ impl LibraryService for Library {
         let request = request.into_inner();
         let mode = request.mode().into();
         let (from, to) = (Place::try_from(request.from)?, Place::try_from(request.to)?);
+        if mode == RenameMode::Replace {
+            let (places, live) = ((from.clone(), to.clone()), self.0.nodes.live().borrow().clone());
+            let check = move |rows: &Rows<'_>| {
+                uploads::check_replaceable(rows, (&places.0, &places.1), &live)
+            };
+            self.0.store.read(check).await?;
+        }
         self.commit(&request.request_id, Verb::Rename { from, to, mode }).await
     }
 
@@ -239,6 +247,8 @@ impl LibraryService for Library {
     ) -> Result<Response<pb::Change>, Status> {
         let request = request.into_inner();
         let place = Place::try_from(request.place)?;
+        let (asked, live) = (place.clone(), self.0.nodes.live().borrow().clone());
+        self.0.store.read(move |rows| uploads::check_deletable(rows, &asked, &live)).await?;
         self.commit(&request.request_id, Verb::Remove { place }).await
     }
 

@@ -75,20 +75,20 @@ impl Rows<'_> {
         self.one(sql, params, |row| Ok(ImageId::from_bytes(row.get(0)?)))
     }
 
-    /// Files of a volume that nothing is yet to be done with, by path, behind one of them.
+    /// Files of a volume that nothing is yet to be done with, by path and image, behind one of them.
     pub(crate) fn settled_files(
         &self,
         volume: VolumeId,
-        after: &str,
+        after: (&str, &[u8]),
         most: usize,
     ) -> Result<Vec<(ImageId, VolumePath, Stamp)>, Refusal> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let sql = "SELECT image, path, inode, size_bytes, mtime_ns FROM replica
-                   WHERE volume = ?1 AND path > ?2 AND NOT EXISTS (
+                   WHERE volume = ?1 AND (path, image) > (?2, ?3) AND NOT EXISTS (
                        SELECT 1 FROM file_task
                        WHERE file_task.volume = replica.volume AND file_task.image = replica.image)
-                   ORDER BY path LIMIT ?3";
-        self.all(sql, params![volume.as_bytes(), after, most], |row| {
+                   ORDER BY path, image LIMIT ?4";
+        self.all(sql, params![volume.as_bytes(), after.0, after.1, most], |row| {
             let path = parsed(row, 1, |path: String| VolumePath::parse(&path))?;
             let stamp = Stamp {
                 inode: sql_uint(row, 2)?,
@@ -132,6 +132,12 @@ impl Rows<'_> {
     pub(crate) fn images_on(&self, volume: VolumeId) -> Result<Vec<ImageId>, Refusal> {
         let sql = "SELECT DISTINCT image FROM replica WHERE volume = ?1";
         self.all(sql, [volume.as_bytes()], |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    }
+
+    pub(crate) fn image_count_on(&self, volume: VolumeId) -> Result<u64, Refusal> {
+        let sql = "SELECT count(DISTINCT image) FROM replica WHERE volume = ?1";
+        let count = self.one(sql, [volume.as_bytes()], |row| row.get::<_, i64>(0))?;
+        Ok(count.unwrap_or(0).unsigned_abs())
     }
 
     /// Whether a file is being written to a volume.

@@ -170,6 +170,22 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// The image to which the file of a stamp belongs.
+    pub(crate) fn image_of_stamp(
+        &self,
+        volume: VolumeId,
+        stamp: Stamp,
+    ) -> Result<Option<Image>, Refusal> {
+        let sql = "SELECT image FROM replica
+                   WHERE volume = ?1 AND inode = ?2 AND size_bytes = ?3 AND mtime_ns = ?4 LIMIT 1";
+        let (inode, size_bytes) = (sql_int(stamp.inode), sql_int(stamp.size_bytes));
+        let params = (volume.as_bytes(), inode, size_bytes, stamp.mtime_ns);
+        match self.one(sql, params, |row| Ok(ImageId::from_bytes(row.get(0)?)))? {
+            Some(id) => self.image(id),
+            None => Ok(None),
+        }
+    }
+
     /// An image by an id that it has, or had before it became another.
     pub(crate) fn image_or_alias(&self, id: ImageId) -> Result<Option<Image>, Refusal> {
         match self.image(id)? {
