@@ -90,6 +90,7 @@ fn each_library_is_named_where_it_belongs() {
                 "catalog/src/hosts.rs",
                 "catalog/src/arranging.rs",
                 "agent/src/service",
+                "agent/src/follow.rs",
                 "agent/src/session.rs",
                 "agent/src/tell.rs",
                 "agent/src/worker.rs",

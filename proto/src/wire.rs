@@ -3,10 +3,12 @@
 
 mod change;
 mod cluster;
+mod sidecar;
 mod tree;
 mod upload;
 
 pub use change::{decode_change, encode_change};
+pub use sidecar::{decode_frame, encode_frame};
 pub use tree::{decode_image, encode_image};
 pub use upload::{publish_request, published_attributes};
 
