@@ -91,6 +91,7 @@ fn each_library_is_named_where_it_belongs() {
                 "catalog/src/arranging.rs",
                 "catalog/src/verifying.rs",
                 "agent/src/service",
+                "agent/src/follow.rs",
                 "agent/src/session.rs",
                 "agent/src/tell.rs",
                 "agent/src/roll.rs",

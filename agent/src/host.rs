@@ -13,6 +13,7 @@ use isotope_proto::image::Stamp;
 use isotope_proto::name::VolumePath;
 use isotope_proto::pb;
 use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::sidecar::LibraryCopy;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use tokio::sync::{Notify, watch};
 
@@ -20,6 +21,8 @@ use crate::clock;
 use crate::identity::State;
 use crate::index::Known;
 use crate::layout::Layout;
+use crate::library::Library;
+use crate::library_log;
 use crate::recognise::{Checked, Remembered, VolumeError};
 use crate::volume::{Volume, open_beneath, open_file};
 use crate::volumes::Volumes;
@@ -185,6 +188,27 @@ impl Host {
                 Refusal::new(Reason::Storage, format!("reading a nonce: {error}"))
             }),
         }
+    }
+
+    /// Each copy of the library that a volume's sidecar has, or why one cannot be read; ends when
+    /// `tell` says that nobody wants more.
+    pub(crate) fn read_library(
+        &self,
+        id: VolumeId,
+        mut tell: impl FnMut(Result<LibraryCopy, String>) -> bool,
+    ) -> Result<(), Refusal> {
+        let sidecar = self.sidecar(id)?;
+        let present = library_log::read(&sidecar).map(|it| it.map(Library::into_copy)).transpose();
+        if present.is_some_and(|copy| !tell(copy)) {
+            return Ok(());
+        }
+        for (name, kept) in library_log::read_kept(&sidecar) {
+            let kept = kept.map(Library::into_copy).map_err(|reason| format!("{name}: {reason}"));
+            if !tell(kept) {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     fn sidecar(&self, id: VolumeId) -> Result<OwnedFd, Refusal> {

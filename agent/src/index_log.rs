@@ -154,13 +154,13 @@ pub(crate) struct IndexLog {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }
 
 impl FileId {
-    fn of(file: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn of(file: &OwnedFd) -> io::Result<Self> {
         let stat = fstat(file)?;
         Ok(Self { device: stat.st_dev, inode: stat.st_ino })
     }

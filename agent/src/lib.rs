@@ -1,5 +1,6 @@
 //! The agent: one host's pools. It scans their volumes, reports what changed, and serves the
-//! bytes. It knows files and ids; of folders and names in the library it knows nothing.
+//! bytes. It knows files and ids; of folders and names in the library it keeps a copy, and makes
+//! nothing of it.
 //!
 //! [`Config`] → [`Agent::build`] (opens the volumes, binds the port) → [`Agent::serve`].
 
@@ -7,6 +8,7 @@ mod bytes;
 mod clock;
 mod content;
 pub mod digest;
+mod follow;
 mod hasher;
 mod hints;
 mod host;
@@ -17,6 +19,8 @@ mod identity;
 mod index;
 mod index_log;
 mod layout;
+mod library;
+mod library_log;
 mod lookout;
 mod marker;
 mod outboards;
@@ -168,6 +172,9 @@ impl Agent {
     pub async fn serve(self, stop: CancellationToken) -> Result<(), AgentError> {
         info!(address = %self.address, node = %self.node.name, volumes = self.host.volumes.all().len(), "agent serves");
         let address = self.node.address.clone();
+        let follower =
+            follow::Follower { volumes: self.host.volumes.clone(), catalog: self.catalog.clone() };
+        let follower = tokio::spawn(follower.run());
         let session = session::Session {
             node: self.node,
             boot: self.boot,
@@ -200,6 +207,7 @@ impl Agent {
             () = async { stop.cancelled().await; tokio::time::sleep(service::DRAIN_MAX).await } => {}
         }
         session.abort();
+        follower.abort();
         passed.iter().for_each(tokio::task::JoinHandle::abort);
         info!("agent stopped");
         Ok(())

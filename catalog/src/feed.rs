@@ -16,7 +16,7 @@ const LAG_MAX: usize = 1024;
 /// Clones share the feed.
 #[derive(Clone)]
 pub(crate) struct Feed {
-    incarnation: Incarnation,
+    life: Arc<watch::Sender<Incarnation>>,
     changes: broadcast::Sender<Arc<Change>>,
     newest: Arc<watch::Sender<Revision>>,
     watchers: Arc<Watchers>,
@@ -44,7 +44,7 @@ impl Drop for Presence {
 impl Feed {
     pub(crate) fn new(incarnation: Incarnation, revision: Revision) -> Self {
         Self {
-            incarnation,
+            life: Arc::new(watch::Sender::new(incarnation)),
             changes: broadcast::Sender::new(LAG_MAX),
             newest: Arc::new(watch::Sender::new(revision)),
             watchers: Arc::default(),
@@ -59,7 +59,19 @@ impl Feed {
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {
-        self.incarnation
+        *self.life.borrow()
+    }
+
+    /// The catalogue goes on with another library, which is durable: whoever followed the last one
+    /// begins anew.
+    pub(crate) fn begin_life(&self, incarnation: Incarnation, revision: Revision) {
+        self.newest.send_replace(revision);
+        self.life.send_replace(incarnation);
+    }
+
+    /// Moves when another life begins: who was told of the one before has to be told so.
+    pub(crate) fn life(&self) -> watch::Receiver<Incarnation> {
+        self.life.subscribe()
     }
 
     pub(crate) fn newest(&self) -> Revision {

@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
+use isotope_proto::change::Record;
 use isotope_proto::cluster::Node;
 use isotope_proto::id::{NodeId, VolumeId};
 use isotope_proto::pb;
 use isotope_proto::pb::host_service_client::HostServiceClient;
+use isotope_proto::pb::sidecar_part::Part;
 use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::sidecar::LibraryCopy;
 use isotope_proto::wire::Malformed;
 use tonic::transport::{Channel, Endpoint};
 
@@ -17,6 +20,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const CALL_MAX: Duration = Duration::from_secs(60);
 /// A disk that takes longer to write a line is in trouble.
 const NONCE_MAX: Duration = Duration::from_secs(5);
+/// Between two parts of a copy of the library: each copy is read whole before its first.
+const PART_MAX: Duration = Duration::from_secs(30);
+/// A piece holds a thousand records of some 300 bytes; names may be long.
+const PIECE_BYTES_MAX: usize = 16 << 20;
 
 /// One agent, connected to.
 pub(crate) struct Host {
@@ -111,6 +118,42 @@ impl Host {
         let reply = self.client.verify(request).await;
         Ok(reply.map_err(|error| self.failed(error))?.into_inner())
     }
+
+    /// The copies of the library in a volume's sidecar, and what is wrong with others.
+    pub(crate) async fn read_sidecar(
+        &mut self,
+        volume: VolumeId,
+    ) -> Result<(Vec<LibraryCopy>, Vec<String>), Refusal> {
+        let request = pb::ReadSidecarRequest { volume_id: volume.into() };
+        let mut client = self.client.clone().max_decoding_message_size(PIECE_BYTES_MAX);
+        let asked = answered(PART_MAX, client.read_sidecar(request)).await?;
+        let mut parts = asked.map_err(|status| self.failed(status))?.into_inner();
+        let (mut copies, mut problems) = (Vec::<LibraryCopy>::new(), Vec::new());
+        while let Some(part) =
+            answered(PART_MAX, parts.message()).await?.map_err(|status| self.failed(status))?
+        {
+            match part.part {
+                Some(Part::Mark(mark)) => {
+                    copies.push(LibraryCopy { mark: mark.try_into()?, records: Vec::new() });
+                }
+                Some(Part::Records(records)) => {
+                    let copy = copies.last_mut().ok_or(Malformed::Missing("mark"))?;
+                    for record in records.records {
+                        copy.records.push(Record::try_from(record)?);
+                    }
+                }
+                Some(Part::Problem(problem)) => problems.push(problem),
+                // From a newer agent.
+                None => {}
+            }
+        }
+        Ok((copies, problems))
+    }
+}
+
+async fn answered<T>(most: Duration, answer: impl Future<Output = T>) -> Result<T, Refusal> {
+    let late = |_| Refusal::new(Reason::TimedOut, "its disk does not answer");
+    tokio::time::timeout(most, answer).await.map_err(late)
 }
 
 fn limited<T>(message: T, most: Duration) -> tonic::Request<T> {

@@ -5,6 +5,7 @@ mod aside;
 mod backup;
 mod log;
 mod open;
+mod replace;
 mod rows;
 mod write;
 mod writer;
@@ -44,7 +45,7 @@ struct Shared {
     jobs: mpsc::Sender<Job>,
     readers: Mutex<Vec<Connection>>,
     permits: Semaphore,
-    incarnation: Incarnation,
+    feed: Feed,
     state: PathBuf,
     /// For the one copy that may be made at a time.
     copying: Arc<Semaphore>,
@@ -67,12 +68,12 @@ impl Store {
             (0..READERS).map(|_| opened.reader()).collect::<Result<Vec<_>, OpenError>>()?;
         let feed = Feed::new(opened.incarnation, opened.revision);
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        writer::spawn(opened.connection, opened.incarnation, queue, feed.clone());
+        writer::spawn(opened.connection, queue, feed.clone());
         let shared = Shared {
             jobs,
             readers: Mutex::new(readers),
             permits: Semaphore::new(READERS),
-            incarnation: opened.incarnation,
+            feed: feed.clone(),
             state: state.to_owned(),
             copying: Arc::new(Semaphore::new(1)),
             _lock: opened.lock,
@@ -81,7 +82,7 @@ impl Store {
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {
-        self.shared.incarnation
+        self.shared.feed.incarnation()
     }
 
     /// Carries out a change, once for each request id, and answers when it is durable.

@@ -12,6 +12,7 @@ pub mod name;
 pub mod range;
 pub mod refusal;
 pub mod report;
+pub mod sidecar;
 pub mod time;
 pub mod tree;
 pub mod upload;

@@ -5,12 +5,14 @@ mod change;
 mod cluster;
 mod facts;
 mod hashes;
+mod sidecar;
 mod tree;
 mod upload;
 
 pub use change::{decode_change, encode_change};
 pub use facts::{decode_facts, encode_facts};
 pub use hashes::{decode_checked, encode_checked};
+pub use sidecar::{decode_frame, encode_frame};
 pub use tree::{decode_image, encode_image};
 pub use upload::{publish_request, published_attributes};
 

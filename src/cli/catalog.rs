@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use isotope_catalog::check_backup;
+use isotope_proto::id::Incarnation;
 use isotope_proto::pb;
 use isotope_proto::refusal::{Reason, Refusal};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -21,6 +22,9 @@ use crate::output::{self, Format};
 /// The database is copied before its first byte is sent: a minute is enough for that of a million
 /// images on a slow disk.
 const FIRST_CHUNK_MAX: Duration = Duration::from_secs(120);
+/// Every host reads its copies, and the library is written anew: minutes for a million images on
+/// slow disks.
+const REBUILD_MAX: Duration = Duration::from_secs(600);
 
 /// The catalogue's database: what has which name, and where its bytes are
 #[derive(Debug, Args)]
@@ -51,6 +55,19 @@ enum CatalogCommand {
         #[arg(long, value_name = "DIR")]
         state: Option<PathBuf>,
     },
+    /// Bring back folders and names from what lies in the pools, after the database was lost
+    ///
+    /// Asks every connected host for the copies of the library in its volumes, and puts what they
+    /// come to in the place of the running catalogue's. Volumes that cannot be asked are named; run
+    /// it again when they are back.
+    Rebuild {
+        /// Only tell what would come of it
+        #[arg(long)]
+        dry_run: bool,
+        /// Although people have changed the library since
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -59,6 +76,25 @@ struct BackupJson {
     size_bytes: u64,
     revision: u64,
     images: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RebuildJson {
+    /// Copies of the library that were read.
+    logs: u64,
+    /// What the library has with them.
+    images: u64,
+    folders: u64,
+    /// Images and folders that it did not have, or under other numbers.
+    restored: u64,
+    /// Changes that people had made to the library as it was.
+    changes: u64,
+    /// Names that had to give way to others.
+    renamed: u64,
+    /// What could not be asked, and why.
+    missing: Vec<String>,
+    /// Of the catalogue's new life; none if nothing was to be brought back, or in a dry run.
+    incarnation: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +113,7 @@ pub(super) async fn cmd_catalog(args: &CatalogArgs, context: &Context) -> anyhow
         CatalogCommand::Restore { file, state } => {
             restore(file, state.as_deref().unwrap_or(&context.settings.state), context)
         }
+        CatalogCommand::Rebuild { dry_run, yes } => rebuild(*dry_run, *yes, context).await,
     }
 }
 
@@ -174,4 +211,60 @@ fn restore(file: &Path, state: &Path, context: &Context) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn rebuild(dry_run: bool, yes: bool, context: &Context) -> anyhow::Result<()> {
+    let mut client = context.connect().await?;
+    let late = |_| Refusal::new(Reason::TimedOut, "the catalogue does not answer");
+    let asked = client.cluster.rebuild(pb::RebuildRequest { dry_run, accept: yes });
+    let answer = tokio::time::timeout(REBUILD_MAX, asked).await.map_err(late)?;
+    let answer = answer.map_err(Refusal::from)?.into_inner();
+    let incarnation = Incarnation::try_from(&*answer.incarnation).ok();
+    let answer = RebuildJson {
+        logs: answer.logs,
+        images: answer.images,
+        folders: answer.folders,
+        restored: answer.restored,
+        changes: answer.changes,
+        renamed: answer.renamed,
+        missing: answer.missing,
+        incarnation: incarnation.map(|it| it.to_string()),
+    };
+    match context.format {
+        Format::Json => output::json(&answer),
+        Format::Text => answer.print(dry_run),
+    }
+    Ok(())
+}
+
+impl RebuildJson {
+    fn print(&self, dry_run: bool) {
+        let RebuildJson { logs, images, folders, restored, changes, renamed, .. } = self;
+        let images = output::images(*images);
+        if *restored == 0 {
+            output::line(&format!(
+                "nothing to bring back: of {logs} copies none has what the library has not"
+            ));
+        } else {
+            let (verb, tense) = if dry_run { ("would have", "would be") } else { ("has", "are") };
+            output::line(&format!(
+                "from {logs} copies the library {verb} {images} in {folders} folders; {restored} \
+                 of these {tense} brought back"
+            ));
+        }
+        if *renamed > 0 {
+            output::line(&format!("{renamed} names had been given twice, and got an addition"));
+        }
+        if dry_run && *restored > 0 && *changes > 0 {
+            output::line(&format!(
+                "people have made {changes} changes to the library as it is; say --yes to rebuild it"
+            ));
+        }
+        for missing in &self.missing {
+            output::line(&format!("not asked: {}", output::plain(missing)));
+        }
+        if !self.missing.is_empty() {
+            output::line("run isotope catalog rebuild again when they are back");
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod model;
 mod parts;
 mod placement;
 mod random_writes;
+mod recovery;
 mod replacing;
 mod semantics;
 mod tools;

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use isotope_proto::id::{ImageId, NodeId, VolumeId};
 use isotope_proto::pb::host_service_server::HostService;
+use isotope_proto::pb::sidecar_part::Part;
 use isotope_proto::pb::{self, VerdictKind, verify_event};
 use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::sidecar::LibraryCopy;
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,8 +27,45 @@ const PROGRESS_MAX: usize = 4;
 
 pub(super) struct Hosts(pub(super) Host);
 
+/// Records in one piece: about 300 KiB.
+const PIECE_RECORDS: usize = 1000;
+/// Read ahead of the network.
+const PIECES_AHEAD: usize = 2;
+
 #[tonic::async_trait]
 impl HostService for Hosts {
+    type ReadSidecarStream = ReceiverStream<Result<pb::SidecarPart, Status>>;
+
+    async fn read_sidecar(
+        &self,
+        request: Request<pb::ReadSidecarRequest>,
+    ) -> Result<Response<Self::ReadSidecarStream>, Status> {
+        let id = request.into_inner().volume_id;
+        let volume = VolumeId::try_from(&*id).map_err(Malformed::from)?;
+        let (out, stream) = mpsc::channel(PIECES_AHEAD);
+        let host = self.0.clone();
+        tokio::task::spawn_blocking(move || {
+            let send = |part| out.blocking_send(Ok(pb::SidecarPart { part: Some(part) })).is_ok();
+            let read = host.read_library(volume, |copy| match copy {
+                Err(problem) => send(Part::Problem(problem)),
+                Ok(LibraryCopy { mark, records }) => {
+                    let mut records = records.into_iter().map(Into::into).peekable();
+                    let mut wanted = send(Part::Mark(mark.into()));
+                    while wanted && records.peek().is_some() {
+                        let records = records.by_ref().take(PIECE_RECORDS).collect();
+                        wanted = send(Part::Records(pb::Records { records }));
+                    }
+                    wanted
+                }
+            });
+            if let Err(refusal) = read {
+                // Whoever asked may have gone.
+                let _ = out.blocking_send(Err(refusal.into()));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn reconnect(
         &self,
         _: Request<pb::ReconnectRequest>,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use isotope_proto::cluster::VolumeState;
-use isotope_proto::id::{ImageId, LeaseId, NodeId, ScanId, VolumeId};
+use isotope_proto::id::{ImageId, Incarnation, LeaseId, NodeId, ScanId, VolumeId};
 use isotope_proto::image::Stamp;
 use isotope_proto::name::VolumePath;
 use isotope_proto::pb::agent_service_server::AgentService;
@@ -16,7 +16,7 @@ use isotope_proto::report::{
 };
 use isotope_proto::upload::{TASKS_MAX, TaskDone};
 use isotope_proto::wire::Malformed;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -50,9 +50,10 @@ impl AgentService for Agents {
         // Volumes count once it is known that no other host has another disk of their ids.
         let offered = hello.volumes.clone();
         let node_alone = Hello { volumes: Vec::new(), ..hello };
+        let life = self.0.feed.life();
         let (number, commands) = self.0.nodes.connect(node_alone.clone())?;
-        let mut session =
-            Session { core: self.0.clone(), number, hello: node_alone, proved: HashMap::new() };
+        let proved = HashMap::new();
+        let mut session = Session { core: self.0.clone(), number, hello: node_alone, proved, life };
         self.0.store.commit(None, Verb::Register { hello: session.hello.clone() }).await?;
         session.offer(offered).await?;
         let (out, stream) = mpsc::channel(STREAM_MAX);
@@ -227,6 +228,8 @@ struct Session {
     hello: Hello,
     /// Whether each volume is no other host's other disk, and when that was asked.
     proved: HashMap<VolumeId, (Result<(), String>, Instant)>,
+    /// Moves when the agent has to tell its files anew, to another life of the catalogue.
+    life: watch::Receiver<Incarnation>,
 }
 
 impl Drop for Session {
@@ -281,6 +284,7 @@ impl Session {
                         return;
                     }
                 }
+                _ = self.life.changed() => return,
                 () = self.core.shutdown.cancelled() => return,
             }
         }

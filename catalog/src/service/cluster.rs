@@ -15,6 +15,7 @@ use super::{STREAM_MAX, backup};
 use crate::arranging::{self, Arranged, What};
 use crate::library::{self, Node, pool_called};
 use crate::pools::node_called;
+use crate::recovery::{self, Extent};
 use crate::scans::Scans;
 use crate::store::Verb;
 use crate::{Core, scanning, verifying};
@@ -31,6 +32,28 @@ impl ClusterService for Cluster {
         _: Request<pb::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
         Ok(Response::new(backup::stream(self.0.store.copy().await?)))
+    }
+
+    async fn rebuild(
+        &self,
+        request: Request<pb::RebuildRequest>,
+    ) -> Result<Response<pb::RebuildReply>, Status> {
+        let extent = match request.into_inner() {
+            pb::RebuildRequest { dry_run: true, .. } => Extent::DryRun,
+            pb::RebuildRequest { accept: true, .. } => Extent::Whatever,
+            pb::RebuildRequest { .. } => Extent::IfUntouched,
+        };
+        let answer = recovery::rebuild(&self.0, extent).await?;
+        Ok(Response::new(pb::RebuildReply {
+            logs: answer.logs,
+            folders: answer.rebuilt.folders,
+            images: answer.rebuilt.images,
+            restored: answer.rebuilt.restored,
+            changes: answer.changes,
+            renamed: answer.rebuilt.renamed,
+            missing: answer.missing,
+            incarnation: answer.incarnation.map(Into::into).unwrap_or_default(),
+        }))
     }
 
     async fn get_status(

@@ -40,7 +40,7 @@ impl FeedService for Watches {
         let request = request.into_inner();
         let incarnation = Incarnation::try_from(&*request.incarnation).ok();
         let after = Revision(request.after_revision);
-        let watcher = request.watcher.unwrap_or_default().into();
+        let watcher = request.watcher.map(Into::into);
         let (out, stream) = mpsc::channel(STREAM_MAX);
         let watch = Watch { core: self.0.clone(), out, position: after };
         tokio::spawn(watch.run(incarnation, watcher));
@@ -82,9 +82,12 @@ struct Watch {
 }
 
 impl Watch {
-    async fn run(mut self, incarnation: Option<Incarnation>, watcher: Watcher) {
-        let name = format!("{} on {}", watcher.purpose, watcher.host);
-        let _presence = self.core.feed.arrive(watcher);
+    async fn run(mut self, incarnation: Option<Incarnation>, watcher: Option<Watcher>) {
+        let name = match &watcher {
+            Some(it) => format!("{} on {}", it.purpose, it.host),
+            None => "an agent".to_owned(),
+        };
+        let _presence = watcher.map(|watcher| self.core.feed.arrive(watcher));
         match self.stream(incarnation).await {
             Ok(()) | Err(End::Gone) => {}
             Err(End::Failed(status)) => {
@@ -104,6 +107,7 @@ impl Watch {
 
     async fn stream(&mut self, incarnation: Option<Incarnation>) -> Result<(), End> {
         // Subscribed before the list is read, so that nothing falls between the two.
+        let mut life = self.core.feed.life();
         let mut changes = self.core.feed.subscribe();
         let mut live = self.core.nodes.live();
         let ours = incarnation == Some(self.core.feed.incarnation());
@@ -133,6 +137,8 @@ impl Watch {
                     let revision = self.core.feed.newest().0;
                     self.send(Event::Heartbeat(pb::Heartbeat { revision })).await?;
                 }
+                // Another library: the watcher comes again, and is told so.
+                _ = life.changed() => return Ok(()),
                 () = self.core.shutdown.cancelled() => return Ok(()),
                 () = self.out.closed() => return Ok(()),
             }

@@ -252,18 +252,28 @@ pub(super) fn begin_anew(
     now: Timestamp,
     trash_kept_ns: i64,
 ) -> rusqlite::Result<Incarnation> {
-    let incarnation = Incarnation::mint(now);
     let transaction = connection.transaction()?;
-    transaction.execute(
+    let incarnation = begin_next_life(&transaction, now, trash_kept_ns)?;
+    transaction.commit()?;
+    Ok(incarnation)
+}
+
+/// The same within a transaction.
+pub(super) fn begin_next_life(
+    db: &Connection,
+    now: Timestamp,
+    trash_kept_ns: i64,
+) -> rusqlite::Result<Incarnation> {
+    let incarnation = Incarnation::mint(now);
+    db.execute(
         "UPDATE catalog SET incarnation = ?1,
              next_ino = max(next_ino, ?2), next_entry = max(next_entry, ?2)",
         params![incarnation.as_bytes(), first_number(now)],
     )?;
-    transaction.execute("DELETE FROM upload", [])?;
-    transaction.execute(
+    db.execute("DELETE FROM upload", [])?;
+    db.execute(
         "UPDATE trash SET expires_ns = max(expires_ns, ?1)",
         [now.0.saturating_add(trash_kept_ns)],
     )?;
-    transaction.commit()?;
     Ok(incarnation)
 }

@@ -8,17 +8,19 @@ use isotope_proto::crash_point;
 use isotope_proto::id::{ImageId, Incarnation, Ino, NodeId, RequestId, UploadId, VolumeId};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::report::{Description, FileChange, HashedFile, Hello};
+use isotope_proto::sidecar::LibraryCopy;
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Attributes, FolderRef, Place, RenameMode};
 use isotope_proto::upload::{Existing, Sealed, TaskDone, Upload, UploadRequest};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::log;
+use super::rows::Rows;
 use super::write::Edits;
+use super::{log, replace};
 use crate::contents::{self, Merged};
 use crate::feed::Feed;
-use crate::{clock, library, nodes, pools, reconcile, uploads};
+use crate::{clock, library, nodes, pools, rebuild, reconcile, uploads};
 
 /// Changes made durable by one sync: it bounds how long the first of them waits.
 const GROUP_MAX: usize = 64;
@@ -118,6 +120,12 @@ pub(crate) enum Verb {
     RemoveNode {
         node: NodeId,
     },
+    /// Brings back what copies of the library have; as another life of the catalogue.
+    Rebuild {
+        copies: Arc<Vec<LibraryCopy>>,
+        /// Although people have changed the library.
+        accept: bool,
+    },
 }
 
 impl Verb {
@@ -146,6 +154,7 @@ impl Verb {
             Self::RemovePool { .. } => "remove_pool",
             Self::RenameNode { .. } => "rename_node",
             Self::RemoveNode { .. } => "remove_node",
+            Self::Rebuild { .. } => "rebuild",
         }
     }
 }
@@ -173,6 +182,8 @@ pub(crate) enum Outcome {
         images: u64,
         size_bytes: u64,
     },
+    /// The library as it is now, in this life of the catalogue.
+    Rebuilt(Incarnation),
 }
 
 pub(super) struct Job {
@@ -191,21 +202,18 @@ struct Answered {
 enum Done {
     /// New in this group: to be published.
     Made(Committed),
+    /// The library is another now, and so is the catalogue's life.
+    Reborn(Committed),
     /// Nothing new: answered, not published.
     Known(Committed),
 }
 
 /// Ends when all handles to the store are gone.
-pub(super) fn spawn(
-    mut connection: Connection,
-    incarnation: Incarnation,
-    mut queue: mpsc::Receiver<Job>,
-    feed: Feed,
-) {
+pub(super) fn spawn(mut connection: Connection, mut queue: mpsc::Receiver<Job>, feed: Feed) {
     let run = move || {
         let mut group = Vec::with_capacity(GROUP_MAX);
         while queue.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-            commit_group(&mut connection, incarnation, group.drain(..), &feed);
+            commit_group(&mut connection, group.drain(..), &feed);
         }
     };
     std::thread::Builder::new()
@@ -214,14 +222,10 @@ pub(super) fn spawn(
         .expect("a thread at start-up");
 }
 
-fn commit_group(
-    connection: &mut Connection,
-    incarnation: Incarnation,
-    jobs: impl Iterator<Item = Job>,
-    feed: &Feed,
-) {
+fn commit_group(connection: &mut Connection, jobs: impl Iterator<Item = Job>, feed: &Feed) {
     let mut answers: Vec<Answered> = Vec::with_capacity(GROUP_MAX);
     let mut jobs = jobs.peekable();
+    let mut incarnation = feed.incarnation();
     let committed = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         while jobs.peek().is_some() {
@@ -232,6 +236,9 @@ fn commit_group(
                 Ok(_) => "RELEASE change",
                 Err(_) => "ROLLBACK TO change; RELEASE change",
             };
+            if let Ok(Done::Reborn(committed)) = &result {
+                incarnation = committed.change.incarnation;
+            }
             answers.push(Answered { verb: verb.name(), reply, result });
             transaction.execute_batch(end)?;
             crash_point!("catalog.{}.written", verb.name());
@@ -254,6 +261,10 @@ fn commit_group(
             (Ok(()), Ok(Done::Known(committed))) => Ok(committed),
             (Ok(()), Ok(Done::Made(committed))) => {
                 feed.publish(&committed.change);
+                Ok(committed)
+            }
+            (Ok(()), Ok(Done::Reborn(committed))) => {
+                feed.begin_life(committed.change.incarnation, committed.change.revision);
                 Ok(committed)
             }
         };
@@ -279,6 +290,9 @@ fn carry_out(
         let change = Arc::new(change);
         return Ok(Done::Known(Committed { change, outcome: Outcome::Nothing }));
     }
+    if let Verb::Rebuild { copies, accept } = verb {
+        return rebuild(db, copies, *accept, now);
+    }
     let mut edits = Edits::new(db);
     let outcome = decide(db, &mut edits, verb, now)?;
     let standing = edits.revision()?;
@@ -290,6 +304,41 @@ fn carry_out(
     let change = Change { incarnation, revision: log::next_revision(db)?, time: now, deltas };
     log::append(db, &change, request)?;
     Ok(Done::Made(Committed { change: Arc::new(change), outcome }))
+}
+
+/// Puts the library that copies tell of in the place of the one there is, if that has anything it
+/// lacks.
+fn rebuild(
+    db: &Connection,
+    copies: &[LibraryCopy],
+    accept: bool,
+    now: Timestamp,
+) -> Result<Done, Refusal> {
+    let rows = Rows::new(db);
+    let present = rows.copy()?;
+    let changes = rows.changes_by_people()?;
+    let rebuilt = rebuild::merge(&present, copies, &rows.deleted_images()?);
+    let mut change = Change {
+        incarnation: present.mark.incarnation,
+        revision: present.mark.revision,
+        time: now,
+        deltas: Vec::new(),
+    };
+    if rebuilt.restored == 0 {
+        let outcome = Outcome::Nothing;
+        return Ok(Done::Known(Committed { change: Arc::new(change), outcome }));
+    }
+    if changes > 0 && !accept {
+        let text = format!(
+            "people have made {changes} changes to this library; see what would become of it with \
+             --dry-run, and say --yes"
+        );
+        return Err(Refusal::new(Reason::NotEmpty, text));
+    }
+    change.incarnation = replace::replace(db, &rebuilt, now)?;
+    change.revision = log::next_revision(db)?;
+    let outcome = Outcome::Rebuilt(change.incarnation);
+    Ok(Done::Reborn(Committed { change: Arc::new(change), outcome }))
 }
 
 /// The rule that each verb stands for.
@@ -345,6 +394,9 @@ fn decide(
         Verb::RemovePool { name } => pools::remove(edits, name, now)?,
         Verb::RenameNode { node, to } => pools::rename_node(edits, *node, to)?,
         Verb::RemoveNode { node } => pools::remove_node(edits, *node)?,
+        Verb::Rebuild { .. } => {
+            return Err(Refusal::new(Reason::Malformed, "a rebuild is no change of a library"));
+        }
     }
     Ok(Outcome::Nothing)
 }
