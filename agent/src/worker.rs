@@ -117,7 +117,9 @@ impl Worker {
         let own = ScanId::mint(clock::now());
         let mut outcome = ScanOutcome::default();
         for _ in 0..JOINED_MAX {
-            self.hints.begin_look();
+            if self.hints.begin_look() {
+                self.watch = None;
+            }
             let began = Instant::now();
             self.listen().await;
             let ids = if asked.is_empty() { vec![own] } else { asked.clone() };
@@ -172,7 +174,7 @@ impl Worker {
             let reach = if there == at { Reach::All } else { Reach::Itself };
             let stat = rustix::fs::stat(&there).map_err(|error| error.to_string())?;
             match watch {
-                Some(watch) if watch.hears(&there, stat.st_ino, reach) => Ok(watch),
+                Some(watch) if watch.is_of(&there, stat.st_ino, reach) => Ok(watch),
                 Some(_) | None => {
                     Watch::begin(&there, stat.st_ino, reach, move |hint| hints.hear(hint))
                 }
