@@ -125,8 +125,8 @@ impl Worker {
             let ids = if asked.is_empty() { vec![own] } else { asked.clone() };
             let tell = progress(messages.clone(), self.volume.id, ids, outcome.counts);
             let volume = Arc::clone(&self.volume);
-            let once = scan(volume, link.clone(), Arc::clone(&self.waiting), tell).await;
-            self.hints.end_look(began.elapsed());
+            let (once, idle) = scan(volume, link.clone(), Arc::clone(&self.waiting), tell).await;
+            self.hints.end_look(began.elapsed().saturating_sub(idle));
             outcome = and_then(outcome, once);
             outcome.problems.extend(self.deaf.clone().map(|why| (String::new(), why)));
             let before = asked.len();
