@@ -32,12 +32,15 @@ pub(crate) struct Due {
     /// The first hint that was not followed up, and when to follow it up.
     settled: Option<(Instant, Instant)>,
     written: Option<Instant>,
+    /// Something has happened of which nothing was heard.
+    lost: bool,
     /// Not earlier, whatever is heard.
     rested: Option<Instant>,
 }
 
 impl Due {
     pub(crate) fn hear(&mut self, hint: Hint, now: Instant) {
+        self.lost |= hint == Hint::Lost;
         match hint {
             Hint::Settled | Hint::Lost => {
                 let first = self.settled.map_or(now, |(first, _)| first);
@@ -58,9 +61,12 @@ impl Due {
         Some(self.rested.map_or(at, |rested| rested.max(at)))
     }
 
-    /// A look begins: it sees all that was heard of before.
-    pub(crate) fn begin(&mut self) {
-        *self = Self { rested: self.rested, ..Self::default() };
+    /// A look begins: it sees all that was heard of before. True if that was not all there was to
+    /// hear: a directory may have been made that is not listened to, or a disk mounted anew.
+    pub(crate) fn begin(&mut self) -> bool {
+        let before = std::mem::take(self);
+        self.rested = before.rested;
+        before.lost
     }
 
     /// A look has ended.
@@ -104,14 +110,16 @@ mod tests {
         let at = |ms| begin + Duration::from_millis(ms);
         let mut due = Due::default();
         due.hear(Hint::Settled, at(0));
-        due.begin();
+        assert!(!due.begin());
         assert_eq!(due.at(), None);
         due.hear(Hint::Settled, at(500));
         due.end(at(1000), Duration::from_secs(1));
         assert_eq!(due.at(), Some(at(5000)));
         due.by(at(6000));
         assert_eq!(due.at(), Some(at(5000)));
-        due.begin();
+        due.hear(Hint::Lost, at(600));
+        due.hear(Hint::Settled, at(700));
+        assert!(due.begin() && !due.begin(), "a loss is told once");
         due.by(at(6000));
         assert_eq!(due.at(), Some(at(6000)));
     }

@@ -41,16 +41,19 @@ pub(crate) struct Waiting {
     pub(crate) unsure: BTreeMap<VolumePath, (Stamp, i64, Instant)>,
 }
 
-/// Scans a volume and brings the catalogue up to date. `progress` hears what was found so far.
+/// Scans a volume and brings the catalogue up to date. `progress` hears what was found so far. With
+/// the outcome comes how long the disk was left alone meanwhile.
 pub(crate) async fn scan(
     volume: Arc<Volume>,
     mut link: Link,
     waiting: Arc<Mutex<Waiting>>,
     progress: impl Fn(ScanCounts) + Send + Sync + 'static,
-) -> ScanOutcome {
+) -> (ScanOutcome, Duration) {
     let mut outcome = ScanOutcome::default();
+    let mut idle = Duration::ZERO;
     let progress = Arc::new(progress);
-    if let Err(failure) = run(&volume, &mut link, &waiting, &progress, &mut outcome).await {
+    let ran = run(&volume, &mut link, &waiting, &progress, (&mut outcome, &mut idle)).await;
+    if let Err(failure) = ran {
         warn!(volume = %volume.id, pool = volume.pool_name, failure, "scan failed");
         outcome.failure = Some(failure);
     } else {
@@ -66,7 +69,7 @@ pub(crate) async fn scan(
             "volume scanned"
         );
     }
-    outcome
+    (outcome, idle)
 }
 
 async fn run<P>(
@@ -74,12 +77,12 @@ async fn run<P>(
     link: &mut Link,
     waiting: &Arc<Mutex<Waiting>>,
     progress: &Arc<P>,
-    outcome: &mut ScanOutcome,
+    (outcome, idle): (&mut ScanOutcome, &mut Duration),
 ) -> Result<(), String>
 where
     P: Fn(ScanCounts) + Send + Sync + 'static,
 {
-    let (seen, made) = believed_look(volume, link, progress).await?;
+    let (seen, made) = believed_look(volume, link, progress, idle).await?;
     outcome.counts.files_seen = u64::try_from(seen.files.len()).unwrap_or(u64::MAX);
     outcome.problems = seen.problems;
     let (at, still) = (Arc::clone(volume), Arc::clone(waiting));
@@ -117,6 +120,7 @@ async fn believed_look<P>(
     volume: &Arc<Volume>,
     link: &Link,
     progress: &Arc<P>,
+    idle: &mut Duration,
 ) -> Result<(Seen, Plan), String>
 where
     P: Fn(ScanCounts) + Send + Sync + 'static,
@@ -139,6 +143,7 @@ where
         progress(ScanCounts { files_seen, suspect, ..ScanCounts::default() });
         before = Some((gone, seen.device));
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        *idle += LOOK_AGAIN_AFTER;
     }
     Err("more and more of its images seem gone; nothing is taken for deleted until that ends"
         .to_owned())

@@ -5,8 +5,7 @@
 //! So the schedule's scans go on whatever happens here.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
@@ -35,8 +34,11 @@ impl Hints {
         self.change(|due| due.by(Instant::now() + wait));
     }
 
-    pub(crate) fn begin_look(&self) {
-        self.change(Due::begin);
+    /// True if it is not known what has happened since the last look.
+    pub(crate) fn begin_look(&self) -> bool {
+        let mut lost = false;
+        self.change(|due| lost = due.begin());
+        lost
     }
 
     pub(crate) fn end_look(&self, took: Duration) {
@@ -74,9 +76,6 @@ pub(crate) struct Watch {
     reach: Reach,
     /// The directory itself: another one of its name has to be watched anew.
     inode: u64,
-    /// Events got lost: a directory may have been made of which nothing was heard, and nothing
-    /// would be of what is in it.
-    lost: Arc<AtomicBool>,
     _watcher: RecommendedWatcher,
 }
 
@@ -91,13 +90,8 @@ impl Watch {
         reach: Reach,
         hear: impl Fn(Hint) + Send + 'static,
     ) -> Result<Self, String> {
-        let lost = Arc::<AtomicBool>::default();
-        let losing = Arc::clone(&lost);
         let handler = move |event: notify::Result<notify::Event>| {
             if let Some(hint) = hint(&event) {
-                if hint == Hint::Lost {
-                    losing.store(true, Ordering::Release);
-                }
                 hear(hint);
             }
         };
@@ -108,13 +102,11 @@ impl Watch {
             Reach::Itself => RecursiveMode::NonRecursive,
         };
         watcher.watch(dir, mode).map_err(|error| why(&error))?;
-        Ok(Self { dir: dir.to_owned(), reach, inode, lost, _watcher: watcher })
+        Ok(Self { dir: dir.to_owned(), reach, inode, _watcher: watcher })
     }
 
-    /// Whether it still hears all there is to hear of that directory.
-    pub(crate) fn hears(&self, dir: &Path, inode: u64, reach: Reach) -> bool {
-        let whole = !self.lost.load(Ordering::Acquire);
-        whole && self.dir == dir && self.inode == inode && self.reach == reach
+    pub(crate) fn is_of(&self, dir: &Path, inode: u64, reach: Reach) -> bool {
+        self.dir == dir && self.inode == inode && self.reach == reach
     }
 }
 

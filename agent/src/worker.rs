@@ -32,6 +32,9 @@ const REPORT_MAX: Duration = Duration::from_secs(30);
 const OPEN_AGAIN: Duration = Duration::from_secs(10);
 /// And so is what may be written by another host, once it may have stopped changing.
 const UNSURE_AGAIN: Duration = Duration::from_secs(2);
+/// A scan that failed, as where the catalogue did not take its report, is made again; what it saw
+/// may have been heard of before it.
+const FAILED_AGAIN: Duration = Duration::from_secs(30);
 /// A scan that others joined looks once more, for it may have passed what they mean; but not for
 /// ever.
 const JOINED_MAX: usize = 3;
@@ -118,14 +121,16 @@ impl Worker {
         let own = ScanId::mint(clock::now());
         let mut outcome = ScanOutcome::default();
         for _ in 0..JOINED_MAX {
-            self.hints.begin_look();
+            if self.hints.begin_look() {
+                self.watch = None;
+            }
             let began = Instant::now();
             self.listen().await;
             let ids = if asked.is_empty() { vec![own] } else { asked.clone() };
             let tell = progress(messages.clone(), self.volume.id, ids, outcome.counts);
             let volume = Arc::clone(&self.volume);
-            let once = scan(volume, link.clone(), Arc::clone(&self.waiting), tell).await;
-            self.hints.end_look(began.elapsed());
+            let (once, idle) = scan(volume, link.clone(), Arc::clone(&self.waiting), tell).await;
+            self.hints.end_look(began.elapsed().saturating_sub(idle));
             outcome = and_then(outcome, once);
             outcome.problems.extend(self.deaf.clone().map(|why| (String::new(), why)));
             let before = asked.len();
@@ -139,6 +144,9 @@ impl Worker {
             }
         }
         self.look_again();
+        if outcome.failure.is_some() {
+            self.hints.look_again_in(FAILED_AGAIN);
+        }
         if asked.is_empty() {
             asked.push(own);
         }
@@ -175,7 +183,7 @@ impl Worker {
             let reach = if there == at { Reach::All } else { Reach::Itself };
             let stat = rustix::fs::stat(&there).map_err(|error| error.to_string())?;
             match watch {
-                Some(watch) if watch.hears(&there, stat.st_ino, reach) => Ok(watch),
+                Some(watch) if watch.is_of(&there, stat.st_ino, reach) => Ok(watch),
                 Some(_) | None => {
                     Watch::begin(&there, stat.st_ino, reach, move |hint| hints.hear(hint))
                 }

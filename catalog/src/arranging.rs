@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use isotope_proto::cluster::Node;
+use isotope_proto::cluster::{Node, VolumeState};
 use isotope_proto::id::{NodeId, VolumeId};
 use isotope_proto::pb;
 use isotope_proto::refusal::{Reason, Refusal};
@@ -96,8 +96,16 @@ pub(crate) async fn add(core: &Core, request: Request) -> Result<Vec<Arranged>, 
             }
         }
     }
-    for volume in arranged.iter().filter_map(|it| it.volume) {
-        recorded(core, volume).await?;
+    for (at, (host, it)) in hosts.iter_mut().zip(&arranged).enumerate() {
+        let Some(volume) = it.volume else { continue };
+        if let Err(refusal) = offered(core, targets[at].id, volume).await {
+            // What was given to the agent at its start cannot be detached, and says why itself.
+            if let Err(error) = host.detach(volume).await {
+                warn!(node = it.node, %volume, %error, "a refused directory stays attached");
+            }
+            undo(core, &request).await;
+            return Err(refusal);
+        }
     }
     Ok(arranged)
 }
@@ -163,14 +171,16 @@ fn targets(core: &Core, nodes: &[Node], request: &Request) -> Result<Vec<Node>, 
     Ok(targets)
 }
 
-/// Waits until a volume is known here.
-async fn recorded(core: &Core, volume: VolumeId) -> Result<(), Refusal> {
+/// Waits until a volume is known here, and its node may offer it: it may be a copy of another.
+async fn offered(core: &Core, node: NodeId, volume: VolumeId) -> Result<(), Refusal> {
     let wait = async {
         loop {
-            if core.store.read(move |rows| rows.volume(volume)).await?.is_some() {
-                return Ok(());
+            let recorded = core.store.read(move |rows| rows.volume(volume)).await?.is_some();
+            match core.nodes.state_of(node, volume) {
+                Some(VolumeState::Offline(why)) => return Err(Refusal::new(Reason::Exists, why)),
+                Some(VolumeState::Online(_)) if recorded => return Ok(()),
+                Some(VolumeState::Online(_)) | None => tokio::time::sleep(POLL).await,
             }
-            tokio::time::sleep(POLL).await;
         }
     };
     tokio::time::timeout(OFFERED_MAX, wait).await.unwrap_or_else(|_| {

@@ -174,6 +174,13 @@ impl Nodes {
         Some(offered.path.clone())
     }
 
+    /// What a connected node says of a volume, or what is said of its volume here.
+    pub(crate) fn state_of(&self, node: NodeId, volume: VolumeId) -> Option<VolumeState> {
+        let sessions = self.lock();
+        let offered = sessions.get(&node)?.volumes.iter().find(|it| it.id == volume)?;
+        Some(offered.state.clone())
+    }
+
     /// Volumes that can be used, and the connected nodes that see them.
     pub(crate) fn offers(&self) -> BTreeMap<VolumeId, BTreeSet<NodeId>> {
         let mut offers = BTreeMap::<_, BTreeSet<_>>::new();

@@ -1,9 +1,12 @@
 //! Discovery: what lies in the pools is in the library, by itself; on real agents, whose events get
 //! lost, whose disks go, and who are away for a while.
 
+mod guards;
 mod lost_hints;
+mod partitions;
 mod pool_commands;
 mod pool_disks;
+mod random_changes;
 mod situations;
 mod unfit;
 mod watching;

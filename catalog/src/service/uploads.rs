@@ -17,15 +17,20 @@ use crate::Core;
 use crate::library;
 use crate::placement::{self, Known, Target};
 use crate::store::{Outcome, Verb};
+use crate::uploads;
 
 pub(super) struct Uploads(pub(super) Core);
 
 impl Uploads {
     /// The volume that an upload goes to, and the node that writes it.
     async fn place(&self, request: &UploadRequest) -> Result<Target, Refusal> {
-        let folder = request.place.folder.clone();
+        let (place, existing) = (request.place.clone(), request.existing);
+        let standing = self.0.nodes.live().borrow().clone();
         let read = self.0.store.read(move |rows| {
-            let folder = library::folder(rows, &folder)?;
+            if existing == Existing::Replace {
+                uploads::check_deletable(rows, &place, &standing)?;
+            }
+            let folder = library::folder(rows, &place.folder)?;
             let default = library::default_pool(rows, &folder)?.map(|(pool, _)| pool);
             Ok((default, rows.nodes()?, rows.pools()?, rows.volumes()?))
         });

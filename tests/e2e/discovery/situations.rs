@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Said, after_the_first_scan};
+use super::Said;
 use crate::harness::hosts::{Host, Network};
 use crate::harness::{World, eventually, text, write_image};
 
@@ -197,7 +197,6 @@ fn two_scans_at_once_are_one_and_say_the_same() {
     let (_catalog, url) = host.catalog();
     let agent = host.agent(&url, &[&pool]);
     scanned(&host, &url, 1);
-    after_the_first_scan(&world);
     agent.signal(Signal::STOP);
     for n in 0..3 {
         write_image(&pool, &format!("new-{n}.iso"), b"new");
