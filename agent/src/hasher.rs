@@ -352,3 +352,73 @@ fn long_unread(volume: &Volume, every: Duration, now: Timestamp) -> Option<Job> 
         why: Why::Scrub,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use isotope_proto::digest::{Blake3, Sha256};
+    use isotope_proto::image::Hashes;
+
+    use super::*;
+    use crate::index::{Known, Verdict};
+    use crate::volume::open_file;
+
+    /// A volume with two files, read at the given times.
+    fn volume(dir: &std::path::Path, read_ns: [i64; 2]) -> Volume {
+        fs::create_dir(dir.join("iso")).expect("made");
+        let volume = Volume::open(dir, "isos", None, Timestamp(1)).expect("a volume");
+        for (n, read_ns) in (1..).zip(read_ns) {
+            let path = VolumePath::parse(&format!("iso/{n}.iso")).expect("a path");
+            fs::write(dir.join(path.as_str()), "bytes").expect("written");
+            let root = volume.root().expect("open");
+            let (file, stamp) = open_file(&root, path.as_str()).expect("opened");
+            let ctime_ns = bytes::ctime_ns(&rustix::fs::fstat(&file).expect("looked at"));
+            let (image, mut index) = (ImageId::from_bytes([n; 16]), volume.index_mut());
+            index.insert(path, Known { image, stamp });
+            let (sha256, blake3) = (Sha256::from_bytes([n; 32]), Blake3::from_bytes([n; 32]));
+            let (verdict, published, told) = (Verdict::Sound, None, true);
+            let hashes = Hashes { sha256, blake3 };
+            index.set_hashed(
+                image,
+                Hashed { stamp, ctime_ns, hashes, read_ns, verdict, published, told },
+            );
+        }
+        volume
+    }
+
+    #[test]
+    fn what_was_not_read_for_longest_is_read_again_when_it_is_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path(), [50, 10]);
+        let due = |now| {
+            let job = long_unread(&volume, Duration::from_nanos(100), Timestamp(now));
+            job.map(|job| job.path.to_string())
+        };
+        for (now, expected) in [(110, None), (111, Some("iso/2.iso")), (1000, Some("iso/2.iso"))] {
+            assert_eq!(due(now).as_deref(), expected, "{now}");
+        }
+        // A clock that was put back reads nothing.
+        assert_eq!(due(-1_000_000), None);
+    }
+
+    #[test]
+    fn what_was_touched_is_read_again_and_what_is_new_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = volume(dir.path(), [0, 0]);
+        assert!(touched(&volume).is_empty() && unhashed(&volume).is_empty());
+        assert_eq!(backlog(&volume), Backlog::default());
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        // The file system counts time in steps of some milliseconds.
+        std::thread::sleep(Duration::from_millis(50));
+        fs::set_permissions(dir.path().join("iso/1.iso"), mode).expect("touched");
+        let jobs: Vec<_> = touched(&volume).iter().map(|job| job.path.to_string()).collect();
+        assert_eq!(jobs, ["iso/1.iso"]);
+        let path = VolumePath::parse("iso/new.iso").expect("a path");
+        let stamp = Stamp { inode: 1, size_bytes: 9, mtime_ns: 1 };
+        let image = ImageId::from_bytes([9; 16]);
+        volume.index_mut().insert(path, Known { image, stamp });
+        assert_eq!(unhashed(&volume).len(), 1);
+        assert_eq!(backlog(&volume), Backlog { files: 1, size_bytes: 9, bytes_per_second: 0 });
+    }
+}

@@ -10,6 +10,7 @@ use isotope_proto::refusal::{Reason, Refusal};
 use serde::Serialize;
 
 use super::Context;
+use super::status::BacklogJson;
 use crate::client::{Client, limited, time_of};
 use crate::output::{self, Format};
 
@@ -47,6 +48,8 @@ struct LastJson {
     asked: bool,
     #[serde(flatten)]
     result: ResultJson,
+    /// What has yet to be hashed.
+    backlog: BacklogJson,
 }
 
 /// What `--json` prints.
@@ -96,14 +99,17 @@ pub(super) async fn cmd_scan(args: &ScanArgs, context: &Context) -> anyhow::Resu
     let request = pb::ScanIsosRequest { pool: args.pool.clone() };
     let mut events = client.cluster.scan_isos(request).await.map_err(Refusal::from)?.into_inner();
     let spinner = output::spinner();
-    let mut seen: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+    // Of each volume, as its pool's name and what was found so far.
+    let mut found: BTreeMap<Vec<u8>, (String, pb::ScanCounts)> = BTreeMap::new();
     let mut answer = ScanJson::default();
     while let Some(event) = events.message().await.map_err(Refusal::from)? {
         match event.event {
             Some(Event::Choice(choice)) => answer.chosen(choice),
             Some(Event::Progress(progress)) => {
-                seen.insert(progress.volume_id, progress.counts.unwrap_or_default().files_seen);
-                spinner.set_message(format!("{} files seen", seen.values().sum::<u64>()));
+                let counts = progress.counts.unwrap_or_default();
+                found.insert(progress.volume_id, (progress.pool, counts));
+                let told: Vec<String> = found.values().map(so_far).collect();
+                spinner.set_message(output::plain(&told.join("; ")));
             }
             Some(Event::Result(result)) => answer.ended(result),
             Some(Event::Summary(summary)) => answer.summed_up(summary),
@@ -121,6 +127,16 @@ pub(super) async fn cmd_scan(args: &ScanArgs, context: &Context) -> anyhow::Resu
         Format::Text => answer.print(),
     }
     answer.verdict()
+}
+
+/// How far a volume's scan is.
+fn so_far((pool, counts): &(String, pb::ScanCounts)) -> String {
+    let pb::ScanCounts { files_seen, created, updated, deleted, suspect } = counts;
+    let suspect = match suspect {
+        0 => String::new(),
+        _ => format!(", {suspect} seem gone: looking again"),
+    };
+    format!("{pool}: {files_seen} files, {created} new, {updated} changed, {deleted} gone{suspect}")
 }
 
 /// Waits until nothing of some volumes is left to be hashed.
@@ -174,6 +190,7 @@ impl LastJson {
             begin_time: scan.begin_time.map(time).unwrap_or_default(),
             end_time: scan.end_time.map(time),
             asked: scan.asked,
+            backlog: BacklogJson::sum(scan.backlog.iter()),
             result: ResultJson::of(scan.counts, scan.failure, scan.problems),
         }
     }
@@ -185,7 +202,11 @@ impl LastJson {
             Some(at) => format!("ended {at}"),
             None => "running".to_owned(),
         };
-        let line = format!("{begin_time}  {pool} on {node}, {by}, {ended}: {}", result.told());
+        let line = format!(
+            "{begin_time}  {pool} on {node}, {by}, {ended}: {}; {}",
+            result.told(),
+            self.backlog.told()
+        );
         output::line(&output::plain(&line));
         result.print_problems();
     }

@@ -28,10 +28,33 @@ struct StatusJson {
 }
 
 #[derive(Debug, Default, Serialize)]
-struct BacklogJson {
-    files: u64,
+pub(super) struct BacklogJson {
+    pub(super) files: u64,
     size_bytes: u64,
     bytes_per_second: u64,
+}
+
+impl BacklogJson {
+    pub(super) fn sum<'a>(all: impl Iterator<Item = &'a isotope_proto::pb::Backlog>) -> Self {
+        all.fold(Self::default(), |sum, it| Self {
+            files: sum.files + it.files,
+            size_bytes: sum.size_bytes + it.size_bytes,
+            bytes_per_second: sum.bytes_per_second + it.bytes_per_second,
+        })
+    }
+
+    /// In words, with the time that it will take.
+    pub(super) fn told(&self) -> String {
+        let Self { files, size_bytes, bytes_per_second } = *self;
+        match files {
+            0 => "all hashed".to_owned(),
+            _ => format!(
+                "{files} to be hashed, {}{}",
+                output::bytes(size_bytes),
+                output::time_left(size_bytes, bytes_per_second)
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -48,11 +71,7 @@ pub(super) async fn cmd_status(_: &StatusArgs, context: &Context) -> anyhow::Res
         host: it.host.clone(),
         purpose: it.purpose.clone(),
     };
-    let backlog = raw.backlogs.iter().fold(BacklogJson::default(), |sum, it| BacklogJson {
-        files: sum.files + it.files,
-        size_bytes: sum.size_bytes + it.size_bytes,
-        bytes_per_second: sum.bytes_per_second + it.bytes_per_second,
-    });
+    let backlog = BacklogJson::sum(raw.backlogs.iter());
     let answer = StatusJson {
         backlog,
         server: context.server.clone(),
@@ -75,15 +94,7 @@ pub(super) async fn cmd_status(_: &StatusArgs, context: &Context) -> anyhow::Res
 fn print(status: StatusJson) {
     let StatusJson { server, version, images, folders, revision, .. } = &status;
     output::line(&format!("catalogue {server}, version {version}, revision {revision}"));
-    let BacklogJson { files, size_bytes, bytes_per_second } = status.backlog;
-    let hashed = match files {
-        0 => "all hashed".to_owned(),
-        _ => format!(
-            "{files} to be hashed, {}{}",
-            output::bytes(size_bytes),
-            output::time_left(size_bytes, bytes_per_second)
-        ),
-    };
+    let hashed = status.backlog.told();
     output::line(&format!("{images} images in {folders} folders; {hashed}\n"));
     node::print(status.nodes.into_iter());
     output::line("");

@@ -124,6 +124,7 @@ impl ClusterService for Cluster {
                 counts: Some(scan.outcome.counts.into()),
                 problems: scan.outcome.problems.into_iter().map(problem_out).collect(),
                 failure: scan.outcome.failure,
+                backlog: Some(backlog_out(volume.id, &core.scans)),
             })
         };
         let scans = volumes.into_iter().filter_map(one).collect();
