@@ -322,11 +322,12 @@ impl Tree {
     fn image_edit(&mut self, edit: &Edit<Image>, effects: &mut Effects) {
         let ino = edit.subject().ino;
         let before = match self.inodes.get(&ino) {
-            Some(Inode::Image(before)) => Some((before.content, before.links)),
+            Some(Inode::Image(before)) => Some(before.clone()),
             Some(Inode::Folder(_)) | None => None,
         };
         let after = edit.after().map(ImageNode::new);
-        if let Some((content, _)) = before
+        let content_before = before.as_ref().map(|before| before.content);
+        if let Some(content) = content_before
             && after.as_ref().is_none_or(|after| after.content != content)
         {
             self.contents.remove(content, ino);
@@ -337,11 +338,14 @@ impl Tree {
                 effects.stale.push(Stale::Attributes(ino));
             }
             Some(mut node) => {
-                if let Some((_, links)) = before {
-                    node.links = links;
-                    effects.stale.push(Stale::Attributes(ino));
+                if let Some(before) = before {
+                    node.links = before.links;
+                    // Of hashes and systems no kernel knows anything.
+                    if before != node {
+                        effects.stale.push(Stale::Attributes(ino));
+                    }
                 }
-                if before.is_none_or(|(content, _)| content != node.content) {
+                if content_before != Some(node.content) {
                     self.contents.add(node.content, ino);
                 }
                 self.inodes.insert(ino, Inode::Image(node));
