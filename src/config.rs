@@ -522,7 +522,7 @@ mod tests {
         };
         check(
             "[catalog]\nlissten = \"127.0.0.1:1\"\n",
-            "2: unknown key `lissten`, expected `listen` or `url`",
+            "2: unknown key `lissten`, expected one of `listen`, `url`, `scan_every`",
         );
         check(
             "\n[katalog]\nlisten = \"127.0.0.1:1\"\n",

@@ -60,13 +60,15 @@ pub(crate) async fn tell(
     let mut described = describe(volume, next.unwrap_or_default()).await?;
     while let Some(batch) = next {
         next = batches.next();
+        let proposed: Vec<ImageId> = described.iter().map(|change| change.file.image).collect();
         let events = described.into_iter().map(Into::into).collect();
         // The disk reads on while the catalogue writes.
         let (ids, coming) =
             tokio::join!(report(volume, link, events), describe(volume, next.unwrap_or_default()));
-        confirm(&mut volume.index_mut(), batch, &ids?)?;
+        let ids = ids?;
+        confirm(&mut volume.index_mut(), batch, &ids)?;
         described = coming?;
-        count(counts, batch);
+        count(counts, batch, proposed.iter().zip(&ids).map(|(proposed, id)| proposed == id));
         progress(*counts);
     }
     match plan.ending {
@@ -142,11 +144,13 @@ fn look_into(root: &OwnedFd, difference: &Difference) -> Option<Identity> {
     (stamp == difference.stamp).then(|| identify(&file, stamp.size_bytes, name, &databases))
 }
 
-fn count(counts: &mut ScanCounts, batch: &[Difference]) {
-    for difference in batch {
+/// `is_new` says of each file whether the catalogue took the id that was proposed for it: if not, it
+/// has known the file, and this agent had not written that down before it was killed.
+fn count(counts: &mut ScanCounts, batch: &[Difference], is_new: impl Iterator<Item = bool>) {
+    for (difference, is_new) in batch.iter().zip(is_new) {
         match difference.event {
             // Introduced anew, not found: it was known all along.
-            FileEvent::Created if difference.image.is_some() => {}
+            FileEvent::Created if difference.image.is_some() || !is_new => {}
             FileEvent::Created => counts.created += 1,
             FileEvent::Updated | FileEvent::Moved => counts.updated += 1,
             FileEvent::Deleted => counts.deleted += 1,
@@ -295,7 +299,8 @@ mod tests {
         let new = difference(FileEvent::Created, "iso/new.iso", 1);
         let known = Difference { image: Some(ImageId::from_bytes([7; 16])), ..new.clone() };
         let mut counts = ScanCounts::default();
-        count(&mut counts, &[new, known]);
+        let batch = [new.clone(), known, new];
+        count(&mut counts, &batch, [true, true, false].into_iter());
         assert_eq!(counts.created, 1);
     }
 

@@ -44,7 +44,7 @@ fn listing(dir: &Path) -> String {
     let found = String::from_utf8(found.expect("find runs").stdout).expect("text");
     let mut lines: Vec<&str> = found.lines().collect();
     lines.sort_unstable();
-    assert!(lines.len() > 5, "{lines:?}");
+    assert!(lines.len() > 1, "{lines:?}");
     lines.join("\n")
 }
 
@@ -156,7 +156,9 @@ fn pools_are_attached_assigned_renamed_and_removed() {
     let listed = well(&["node", "ls"]);
     assert!(listed.lines().any(|line| line.starts_with("bee")), "{listed}");
 
-    let before = [listing(&shared), listing(&own)];
+    // Of what is ours, an agent that leaves a volume may write something down.
+    let images_in = |dir: &Path| listing(&dir.join("iso"));
+    let before = [images_in(&shared), images_in(&own)];
     let would = well(&["pool", "remove", "renamed", "--dry-run"]);
     assert_eq!(would, "3 images would leave the library; no file is touched");
     assert_eq!(images(&world, &url), 3);
@@ -165,7 +167,7 @@ fn pools_are_attached_assigned_renamed_and_removed() {
         "3 images have left the library; no file was touched"
     );
     assert_eq!((images(&world, &url), volumes(&world, &url).len()), (0, 0));
-    assert_eq!([listing(&shared), listing(&own)], before);
+    assert_eq!([images_in(&shared), images_in(&own)], before);
     stays("nobody brings it back", || volumes(&world, &url).is_empty());
     // The same directory as another pool: an image of its own again.
     well(&["pool", "add", "again", text(&own), "--node", "a"]);
