@@ -86,6 +86,12 @@ impl Host {
     }
 
     fn check(&self, dir: &Path, asked: Option<&Layout>) -> Result<Checked, VolumeError> {
+        let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let overlaps =
+            |other: &Path| real != other && (real.starts_with(other) || other.starts_with(&real));
+        if let Some(other) = self.volumes.all().into_iter().find(|it| overlaps(&it.path)) {
+            return Err(VolumeError::Overlaps(real, other.path.clone()));
+        }
         let remembered = self.lock_state().remembered(dir);
         Checked::look(dir, remembered.as_ref(), asked)
     }
@@ -105,7 +111,10 @@ impl Host {
             if volume.path == dir {
                 return Ok(volume.id);
             }
-            let text = format!("{} is the same volume", volume.path.display());
+            let text = format!(
+                "{} is the same volume; if this is a copy of it, remove .isotope/ from the copy",
+                volume.path.display()
+            );
             return Err(Refusal::new(Reason::Exists, text));
         }
         let recognised = checked.settle(pool, clock::now()).map_err(unfit)?;
@@ -285,6 +294,19 @@ mod tests {
         assert!(!pool.join(".isotope").exists());
         let missing = host.inspect(&dir.path().join("no"), None, true);
         assert!(missing.problem.is_some_and(|why| why.contains("does not exist")));
+    }
+
+    #[test]
+    fn volumes_do_not_lie_in_one_another() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (host, pool) = (host(dir.path(), 1), pool(dir.path()));
+        host.attach(&pool, "isos", None).expect("attached");
+        for other in [pool.join("iso"), dir.path().to_owned()] {
+            let refused = host.attach(&other, "other", None).expect_err("it overlaps");
+            assert!(refused.text.contains("lie in one another"), "{}", refused.text);
+            assert!(host.inspect(&other, None, false).problem.is_some());
+        }
+        assert!(!pool.join("iso/.isotope").exists());
     }
 
     #[test]

@@ -94,8 +94,8 @@ fn refusal(index: &Index, seen: &Seen, layout: &Layout, known_there: bool) -> Op
     let dir = layout.image_dir();
     Some(format!(
         "{dir}/ {what} although {known} images are known in it; is a disk unmounted? Nothing is \
-         taken for deleted. If they are gone for good, stop the agent, remove \
-         .isotope/index.jsonl and start it again"
+         taken for deleted. If it is to be so, take the pool out (isotope pool remove) and add it \
+         again; where {dir}/ is missing, make an empty one"
     ))
 }
 

@@ -36,6 +36,8 @@ pub enum VolumeError {
          out --dir and --include"
     )]
     OtherLayout(PathBuf),
+    #[error("{0} and the volume {1} lie in one another; keep them apart")]
+    Overlaps(PathBuf, PathBuf),
     #[error("cannot use {path} as a pool: {error}")]
     Io { path: PathBuf, error: io::Error },
     #[error(

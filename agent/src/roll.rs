@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isotope_proto::cluster::VolumeState;
 use isotope_proto::id::ImageId;
 use isotope_proto::image::{ImageFormat, Os, Stamp};
 use isotope_proto::name::VolumePath;
@@ -32,12 +33,13 @@ struct Listed {
     stamp: Stamp,
 }
 
-/// Tells the catalogue which of the files that it has are not among those that are there.
+/// Tells the catalogue which of the files that it has are not among those that are there; returns
+/// how many.
 pub(crate) async fn call(
     volume: &Arc<Volume>,
     link: &mut Link,
     there: &BTreeMap<VolumePath, Stamp>,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let (mut gone, mut listed): (Vec<Listed>, usize) = (Vec::new(), 0);
     // Files at one path follow one another.
     let mut before: Option<Listed> = None;
@@ -67,7 +69,7 @@ pub(crate) async fn call(
         let events = batch.iter().map(|file| deleted(file).into()).collect();
         report(volume, link, events).await?;
     }
-    Ok(())
+    Ok(u64::try_from(gone.len()).unwrap_or(u64::MAX))
 }
 
 async fn page(
@@ -101,6 +103,9 @@ async fn page(
 async fn still_gone(volume: &Arc<Volume>, gone: Vec<Listed>) -> Result<Vec<Listed>, String> {
     let volume = Arc::clone(volume);
     let looked = tokio::task::spawn_blocking(move || {
+        if let VolumeState::Offline(reason) = volume.look().state {
+            return Err(format!("the volume is offline: {reason}"));
+        }
         let root = volume.root()?;
         let is_gone = |file: &Listed| match open_file(&root, file.path.as_str()) {
             Ok((_, stamp)) => stamp != file.stamp,

@@ -42,7 +42,7 @@ pub(crate) struct Waiting {
 }
 
 /// Scans a volume and brings the catalogue up to date. `progress` hears what was found so far. With
-/// the outcome comes how long the disk was left alone meanwhile.
+/// the outcome comes how long it walked: what is told and waited for needs no rest.
 pub(crate) async fn scan(
     volume: Arc<Volume>,
     mut link: Link,
@@ -50,9 +50,9 @@ pub(crate) async fn scan(
     progress: impl Fn(ScanCounts) + Send + Sync + 'static,
 ) -> (ScanOutcome, Duration) {
     let mut outcome = ScanOutcome::default();
-    let mut idle = Duration::ZERO;
+    let mut walked = Duration::ZERO;
     let progress = Arc::new(progress);
-    let ran = run(&volume, &mut link, &waiting, &progress, (&mut outcome, &mut idle)).await;
+    let ran = run(&volume, &mut link, &waiting, &progress, (&mut outcome, &mut walked)).await;
     if let Err(failure) = ran {
         warn!(volume = %volume.id, pool = volume.pool_name, failure, "scan failed");
         outcome.failure = Some(failure);
@@ -69,7 +69,7 @@ pub(crate) async fn scan(
             "volume scanned"
         );
     }
-    (outcome, idle)
+    (outcome, walked)
 }
 
 async fn run<P>(
@@ -77,12 +77,12 @@ async fn run<P>(
     link: &mut Link,
     waiting: &Arc<Mutex<Waiting>>,
     progress: &Arc<P>,
-    (outcome, idle): (&mut ScanOutcome, &mut Duration),
+    (outcome, walked): (&mut ScanOutcome, &mut Duration),
 ) -> Result<(), String>
 where
     P: Fn(ScanCounts) + Send + Sync + 'static,
 {
-    let (seen, made) = believed_look(volume, link, progress, idle).await?;
+    let (seen, made) = believed_look(volume, link, progress, walked).await?;
     outcome.counts.files_seen = u64::try_from(seen.files.len()).unwrap_or(u64::MAX);
     outcome.problems = seen.problems;
     let (at, still) = (Arc::clone(volume), Arc::clone(waiting));
@@ -120,14 +120,16 @@ async fn believed_look<P>(
     volume: &Arc<Volume>,
     link: &Link,
     progress: &Arc<P>,
-    idle: &mut Duration,
+    walked: &mut Duration,
 ) -> Result<(Seen, Plan), String>
 where
     P: Fn(ScanCounts) + Send + Sync + 'static,
 {
     let mut before: Option<(BTreeSet<VolumePath>, u64)> = None;
     for _ in 0..LOOKS_MAX {
+        let began = Instant::now();
         let seen = look_aside(volume, progress).await?;
+        *walked += began.elapsed();
         let made = plan(&volume.index(), &seen, &volume.layout(), link.incarnation);
         let gone = match &made.doubt {
             Some(Doubt::Refused(reason)) => return Err(reason.clone()),
@@ -143,7 +145,6 @@ where
         progress(ScanCounts { files_seen, suspect, ..ScanCounts::default() });
         before = Some((gone, seen.device));
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
-        *idle += LOOK_AGAIN_AFTER;
     }
     Err("more and more of its images seem gone; nothing is taken for deleted until that ends"
         .to_owned())

@@ -226,11 +226,12 @@ impl Talk<'_> {
             }
             catalog_message::Message::Release(release) => {
                 let volume = VolumeId::try_from(&*release.volume_id).map_err(Malformed::from)?;
+                // First, so that nothing that is under way keeps it after all.
+                self.session.volumes.get(volume).iter().for_each(|volume| volume.let_go());
                 if let Some(orders) = kept.workers.get(&volume) {
                     info!(%volume, "another agent keeps the volume");
                     orders.keeping.send_replace(None);
                 }
-                self.session.volumes.get(volume).iter().for_each(|volume| volume.let_go());
             }
             catalog_message::Message::StartScan(start) => {
                 let scan = ScanId::try_from(&*start.scan_id).map_err(Malformed::from)?;
@@ -267,11 +268,13 @@ impl Talk<'_> {
         let link = Link { client, incarnation, node, lease };
         let keeping = Keeping { link, messages: self.messages.clone() };
         let (sender, hints) = (orders.keeping.clone(), Arc::clone(&orders.hints));
+        volume.want(lease);
         // The index of whoever kept it before is read from the disk.
         tokio::task::spawn_blocking(move || {
-            volume.keep(images_known);
-            sender.send_replace(Some(keeping));
-            hints.hear(Hint::Lost);
+            volume.keep(lease, images_known, || {
+                sender.send_replace(Some(keeping));
+                hints.hear(Hint::Lost);
+            });
         });
     }
 

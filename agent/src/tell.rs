@@ -73,7 +73,9 @@ pub(crate) async fn tell(
     }
     match plan.ending {
         None | Some(Ending::Open) => return Ok(()),
-        Some(Ending::Everything(paths)) => roll::call(volume, link, &paths).await?,
+        Some(Ending::Everything(there)) => {
+            counts.deleted += roll::call(volume, link, &there).await?;
+        }
     }
     let mut index = volume.index_mut();
     index.end_introduction(link.incarnation);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use isotope_proto::cluster::{Access, Space, VolumeState};
-use isotope_proto::id::{ImageId, VolumeId};
+use isotope_proto::id::{ImageId, LeaseId, VolumeId};
 use isotope_proto::image::Stamp;
 use isotope_proto::report::OfferedVolume;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatvfs, openat2};
@@ -50,6 +50,8 @@ pub(crate) struct Volume {
     silent: AtomicBool,
     /// Whether this agent keeps the volume: scans it, hashes it, writes its index.
     kept: AtomicBool,
+    /// Under which lease; taken last.
+    wanted: Mutex<Option<LeaseId>>,
     pub(crate) writable: Writable,
     /// Looks that have ended.
     looks: AtomicU64,
@@ -80,6 +82,7 @@ impl Volume {
             settled: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             kept: AtomicBool::new(false),
+            wanted: Mutex::default(),
             writable: Writable::default(),
             looks: AtomicU64::new(0),
             hashing: Arc::default(),
@@ -98,7 +101,9 @@ impl Volume {
     ) -> Result<Self, crate::recognise::VolumeError> {
         let checked = crate::recognise::Checked::look(dir, remembered, None)?;
         let volume = Self::new(checked.settle(pool_name, now)?, pool_name, &dir.join("aside"));
-        volume.keep(1);
+        let lease = LeaseId::mint(now);
+        volume.want(lease);
+        volume.keep(lease, 1, || {});
         Ok(volume)
     }
 
@@ -131,12 +136,27 @@ impl Volume {
         }
         let state = match found {
             Root::Offline(reason) => VolumeState::Offline(reason),
+            Root::Open(root, layout) if self.has_lost_its_images(&root, &layout) => {
+                let dir = layout.image_dir();
+                VolumeState::Offline(format!(
+                    "its {dir}/ is missing, although images are known in it; is a disk unmounted? \
+                     If they are gone for good, make an empty {dir}/"
+                ))
+            }
             Root::Open(root, layout) => match space(&root, &layout, &self.writable) {
                 Ok(space) => VolumeState::Online(space),
                 Err(error) => VolumeState::Offline(format!("its disk does not answer: {error}")),
             },
         };
         self.offered(state)
+    }
+
+    /// Whether the directory is gone in which images are known: it was on another disk, or will be
+    /// back.
+    fn has_lost_its_images(&self, root: &OwnedFd, layout: &Layout) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let missing = || matches!(open_beneath(root, layout.image_dir(), flags), Err(Errno::NOENT));
+        !self.index().files().is_empty() && missing()
     }
 
     fn offered(&self, state: VolumeState) -> OfferedVolume {
@@ -193,7 +213,10 @@ impl Volume {
     /// This agent is the volume's keeper from now on. Where another was since we were, its index
     /// takes the place of ours: what we alone know, the next scan finds. A catalogue that knows of no
     /// image on it is told everything: its pool may have been taken out of the library.
-    pub(crate) fn keep(&self, images_known: u64) {
+    ///
+    /// Reading that index takes a while. If the lease is no longer the one that is wanted by then,
+    /// nothing is kept, and `kept` is not called.
+    pub(crate) fn keep(&self, lease: LeaseId, images_known: u64, kept: impl FnOnce()) {
         let mut log = self.lock_log();
         if let Ok(sidecar) = self.sidecar()
             && !log.is_of(&sidecar)
@@ -207,12 +230,27 @@ impl Volume {
         if images_known == 0 && !self.index().files().is_empty() {
             self.index_mut().begin_introduction();
         }
-        self.kept.store(true, Ordering::Relaxed);
+        let wanted = self.lock_wanted();
+        if *wanted == Some(lease) {
+            self.kept.store(true, Ordering::Relaxed);
+            kept();
+        }
+    }
+
+    /// The catalogue wants this agent to keep the volume, under this lease.
+    pub(crate) fn want(&self, lease: LeaseId) {
+        *self.lock_wanted() = Some(lease);
     }
 
     /// Another agent may be the volume's keeper from now on.
     pub(crate) fn let_go(&self) {
+        let mut wanted = self.lock_wanted();
+        *wanted = None;
         self.kept.store(false, Ordering::Relaxed);
+    }
+
+    fn lock_wanted(&self) -> MutexGuard<'_, Option<LeaseId>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_log(&self) -> MutexGuard<'_, IndexLog> {
@@ -397,6 +435,25 @@ mod tests {
         open(dir.path(), None).expect("marked as another volume");
         assert!(volume.look().state != VolumeState::Offline(String::new()));
         assert!(volume.root().is_err_and(|reason| reason.contains("another volume")));
+    }
+
+    #[test]
+    fn without_its_images_directory_it_is_offline_once_images_are_known() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = open(dir.path(), None).expect("marked");
+        assert!(
+            matches!(volume.look().state, VolumeState::Online(_)),
+            "nothing was put into it yet"
+        );
+        let stamp = Stamp { inode: 1, size_bytes: 1, mtime_ns: 1 };
+        let image = ImageId::from_bytes([1; 16]);
+        let path = isotope_proto::name::VolumePath::parse("iso/a.iso").expect("a path");
+        volume.index_mut().insert(path, crate::index::Known { image, stamp });
+        assert!(
+            matches!(volume.look().state, VolumeState::Offline(why) if why.contains("make an empty iso/"))
+        );
+        std::fs::create_dir(dir.path().join("iso")).expect("made");
+        assert!(matches!(volume.look().state, VolumeState::Online(_)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use isotope_proto::crash_point;
 use isotope_proto::id::{NodeId, ScanId, VolumeId};
@@ -124,13 +124,12 @@ impl Worker {
             if self.hints.begin_look() {
                 self.watch = None;
             }
-            let began = Instant::now();
             self.listen().await;
             let ids = if asked.is_empty() { vec![own] } else { asked.clone() };
             let tell = progress(messages.clone(), self.volume.id, ids, outcome.counts);
             let volume = Arc::clone(&self.volume);
-            let (once, idle) = scan(volume, link.clone(), Arc::clone(&self.waiting), tell).await;
-            self.hints.end_look(began.elapsed().saturating_sub(idle));
+            let (once, walked) = scan(volume, link.clone(), Arc::clone(&self.waiting), tell).await;
+            self.hints.end_look(walked);
             outcome = and_then(outcome, once);
             outcome.problems.extend(self.deaf.clone().map(|why| (String::new(), why)));
             let before = asked.len();

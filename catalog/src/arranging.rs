@@ -128,7 +128,11 @@ async fn check_pool(core: &Core, id: VolumeId, request: &Request) -> Result<(), 
         let pools = rows.pools()?;
         match pools.iter().find(|it| it.id == volume.pool) {
             Some(actual) if actual.name != pool => {
-                let text = format!("{dir} is a volume of the pool {} already", actual.name);
+                let text = format!(
+                    "{dir} is a volume of the pool {} already; if it is a copy of one, remove \
+                     .isotope/ from the copy",
+                    actual.name
+                );
                 Err(Refusal::new(Reason::Exists, text))
             }
             _ => Ok(()),

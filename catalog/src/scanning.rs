@@ -184,7 +184,10 @@ impl Run {
         let scan = ScanId::mint(clock::now());
         let updates = self.core.scans.begin(scan, lease.node, volume.id);
         let command = Command::Scan { scan, volume: volume.id };
-        self.core.nodes.command(lease.node, command).map_err(|refusal| refusal.text)?;
+        if let Err(refusal) = self.core.nodes.command(lease.node, command) {
+            self.core.scans.forget(scan);
+            return Err(refusal.text);
+        }
         let reason = match best {
             Choice::Node { node, reason } if node == lease.node => reason,
             // Assignment drives nobody away who is at work.

@@ -56,6 +56,11 @@ impl Scans {
         receiver
     }
 
+    /// The node could not be asked after all.
+    pub(crate) fn forget(&self, scan: ScanId) {
+        self.lock().asked.remove(&scan);
+    }
+
     /// What a node says of a volume's scan, asked for or not.
     pub(crate) fn update(
         &self,

@@ -1,5 +1,7 @@
 //! What is kept beside the library: uploads under way, the trash, what agents have yet to do.
 
+use std::time::Duration;
+
 use isotope_proto::id::{ImageId, Ino, NodeId, PoolId, UploadId, VolumeId};
 use isotope_proto::image::Stamp;
 use isotope_proto::name::{EntryName, VolumePath};
@@ -162,9 +164,10 @@ impl Rows<'_> {
         self.trash_where("ORDER BY deleted_ns DESC, image", [])
     }
 
-    pub(crate) fn trash_expired(&self, now: Timestamp) -> Result<Vec<ImageId>, Refusal> {
-        let sql = "SELECT image FROM trash WHERE expires_ns <= ?1";
-        self.all(sql, [now.0], |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    /// Deleted images that have been kept for long enough.
+    pub(crate) fn trash_expired(&self) -> Result<Vec<ImageId>, Refusal> {
+        let sql = "SELECT image FROM trash WHERE left_ns <= 0";
+        self.all(sql, [], |row| Ok(ImageId::from_bytes(row.get(0)?)))
     }
 
     fn trash_where(
@@ -263,10 +266,16 @@ impl Edits<'_> {
         Ok(self.one(sql, params, |_| Ok(()))?.is_some())
     }
 
+    /// The catalogue has run for so much longer.
+    pub(crate) fn age_trash(&mut self, by: Duration) -> Result<(), Refusal> {
+        let by_ns = i64::try_from(by.as_nanos()).unwrap_or(i64::MAX);
+        self.execute("UPDATE trash SET left_ns = left_ns - ?1", [by_ns])
+    }
+
     pub(crate) fn put_in_trash(&mut self, it: &Trashed) -> Result<(), Refusal> {
         self.execute(
-            "INSERT INTO trash (image, body, paths, deleted_ns, expires_ns)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO trash (image, body, paths, deleted_ns, expires_ns, left_ns)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?5 - ?4)",
             params![
                 it.image.id.as_bytes(),
                 encode_image(&it.image),

@@ -272,8 +272,8 @@ pub(super) fn begin_next_life(
     )?;
     db.execute("DELETE FROM upload", [])?;
     db.execute(
-        "UPDATE trash SET expires_ns = max(expires_ns, ?1)",
-        [now.0.saturating_add(trash_kept_ns)],
+        "UPDATE trash SET expires_ns = max(expires_ns, ?1), left_ns = ?2",
+        [now.0.saturating_add(trash_kept_ns), trash_kept_ns],
     )?;
     Ok(incarnation)
 }

@@ -2,6 +2,7 @@
 //! them durable together (group commit), and only then publishes and answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use isotope_proto::change::Change;
 use isotope_proto::crash_point;
@@ -98,6 +99,10 @@ pub(crate) enum Verb {
         volume: VolumeId,
         files: Vec<HashedFile>,
     },
+    /// The catalogue has run for so much longer; what is in the trash is that much older.
+    AgeTrash {
+        by: Duration,
+    },
     MakePool {
         name: String,
         assigned: Vec<NodeId>,
@@ -148,6 +153,7 @@ impl Verb {
             Self::TasksDone { .. } => "tasks_done",
             Self::Describe { .. } => "describe",
             Self::ApplyHashes { .. } => "apply_hashes",
+            Self::AgeTrash { .. } => "age_trash",
             Self::MakePool { .. } => "make_pool",
             Self::AssignPool { .. } => "assign_pool",
             Self::RenamePool { .. } => "rename_pool",
@@ -388,6 +394,7 @@ fn decide(
         Verb::ApplyHashes { volume, files } => {
             return Ok(Outcome::Merged(contents::apply(edits, *volume, files, now)?));
         }
+        Verb::AgeTrash { by } => edits.age_trash(*by)?,
         Verb::MakePool { name, assigned } => pools::make(edits, name, assigned, now)?,
         Verb::AssignPool { name, assigned } => pools::assign(edits, name, assigned)?,
         Verb::RenamePool { name, to } => pools::rename(edits, name, to)?,
