@@ -38,7 +38,8 @@ pub enum OpenError {
     InUse(PathBuf),
     #[error(
         "{0} is not a catalogue of Isotope; move it away, or choose another --state; if it was \
-         one, restore a backup (isotope catalog restore)"
+         one, it is damaged: restore a backup (isotope catalog restore), or start an empty one and \
+         have it rebuilt from the volumes (isotope catalog rebuild)"
     )]
     NotOurs(PathBuf),
     #[error(
