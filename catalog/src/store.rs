@@ -3,6 +3,7 @@
 
 mod aside;
 mod backup;
+mod images;
 mod log;
 mod open;
 mod replace;
