@@ -249,7 +249,7 @@ impl RebuildJson {
             let (verb, tense) = if dry_run { ("would have", "would be") } else { ("has", "are") };
             output::line(&format!(
                 "from {logs} copies the library {verb} {images} in {folders} folders; {restored} \
-                 of these {tense} brought back"
+                 images and folders {tense} as they were again"
             ));
         }
         if *renamed > 0 {

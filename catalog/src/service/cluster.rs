@@ -46,7 +46,8 @@ impl ClusterService for Cluster {
         let answer = recovery::rebuild(&self.0, extent).await?;
         Ok(Response::new(pb::RebuildReply {
             logs: answer.logs,
-            folders: answer.rebuilt.folders,
+            // Without the root.
+            folders: answer.rebuilt.folders.saturating_sub(1),
             images: answer.rebuilt.images,
             restored: answer.rebuilt.restored,
             changes: answer.changes,
