@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use isotope_proto::cluster::VolumeState;
 use isotope_proto::pb::{self, scan_event::Event};
 use isotope_proto::refusal::{Reason, Refusal};
 use serde::Serialize;
@@ -148,17 +149,20 @@ async fn until_hashed(
     loop {
         let status = client.status().await?;
         let backlogs = status.raw.backlogs.iter();
-        let left: Vec<_> =
-            backlogs.filter(|it| volumes.contains(&volume_id(&it.volume_id))).collect();
-        let files: u64 = left.iter().map(|it| it.files).sum();
-        if files == 0 {
+        let waits = |it: &&pb::Backlog| it.files > 0 && volumes.contains(&volume_id(&it.volume_id));
+        let left: Vec<_> = backlogs.filter(waits).collect();
+        if left.is_empty() {
             return Ok(());
         }
-        let size: u64 = left.iter().map(|it| it.size_bytes).sum();
-        let rate: u64 = left.iter().map(|it| it.bytes_per_second).sum();
-        let time_left = output::time_left(size, rate);
-        spinner
-            .set_message(format!("{files} files to be hashed, {}{time_left}", output::bytes(size)));
+        // Nobody hashes what nobody sees.
+        let is_left = |id| left.iter().any(|it| volume_id(&it.volume_id) == id);
+        for volume in status.volumes.iter().filter(|it| is_left(it.id.to_string())) {
+            if let VolumeState::Offline(reason) = status.volume_state(volume) {
+                let text = format!("not all that was found is hashed: {reason}");
+                return Err(Refusal::new(Reason::Unavailable, text).into());
+            }
+        }
+        spinner.set_message(BacklogJson::sum(left.into_iter()).told());
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

@@ -29,7 +29,7 @@ struct StatusJson {
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct BacklogJson {
-    pub(super) files: u64,
+    files: u64,
     size_bytes: u64,
     bytes_per_second: u64,
 }

@@ -168,3 +168,25 @@ fn checksums_beside_the_images_are_compared() {
     eventually("compared", || published("bad.iso")["agrees"] == false);
     assert!(published("other.iso").is_null());
 }
+
+#[test]
+fn waiting_for_hashes_ends_when_nobody_is_left_to_hash() {
+    let world = World::new();
+    let slow = "[agent]\nhash_mib_per_s = 1\n";
+    fs::write(world.path("isotope.toml"), slow).expect("written");
+    let pool = world.pool("isos", &[]);
+    write_image(&pool, "large.img", &pattern("large.img", 100 << 20));
+    let (_catalog, url) = world.catalog();
+    let agent = world.agent("a", &url, &[&pool]);
+    eventually("found", || world.json(&url, &["status"])["images"] == 1);
+    let mut command = world.command(&["--server", &url, "scan", "--wait", "hashed"]);
+    let mut waiting = command.stderr(std::process::Stdio::piped()).spawn().expect("begun");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(waiting.try_wait().expect("asked").is_none(), "it waits");
+    agent.kill();
+    eventually("an end", || waiting.try_wait().expect("asked").is_some());
+    let output = waiting.wait_with_output().expect("ended");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{told}");
+    assert!(told.contains("not all that was found is hashed"), "{told}");
+}
