@@ -16,6 +16,8 @@ use tonic::transport::{Channel, Endpoint};
 
 /// For an agent that is there, on one network.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// An agent that answers no HTTP/2 ping for so long is gone: what has no deadline ends with it.
+const KEEPALIVE: Duration = Duration::from_secs(5);
 /// For one call; a walk of a large directory is the longest.
 const CALL_MAX: Duration = Duration::from_secs(60);
 /// A disk that takes longer to write a line is in trouble.
@@ -40,7 +42,9 @@ impl Host {
         };
         let endpoint = Endpoint::from_shared(format!("http://{}", node.address))
             .map_err(|error| unreachable(error.to_string()))?
-            .connect_timeout(CONNECT_MAX);
+            .connect_timeout(CONNECT_MAX)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE);
         let connected = tokio::time::timeout(CONNECT_MAX, endpoint.connect()).await;
         let channel = connected
             .map_err(|_| unreachable("it does not answer".to_owned()))?

@@ -190,3 +190,25 @@ fn waiting_for_hashes_ends_when_nobody_is_left_to_hash() {
     assert_eq!(output.status.code(), Some(6), "{told}");
     assert!(told.contains("not all that was found is hashed"), "{told}");
 }
+
+#[test]
+fn verifying_ends_when_the_host_has_stopped() {
+    let world = World::new();
+    let pool = world.pool("isos", &[]);
+    // It takes longer to be read than the host has.
+    let file = File::create(pool.join("iso/large.img")).expect("made");
+    file.set_len(64 << 30).expect("sparse");
+    drop(file);
+    let (_catalog, url) = world.catalog();
+    let agent = world.agent("a", &url, &[&pool]);
+    eventually("found", || world.json(&url, &["status"])["images"] == 1);
+    let mut command = world.command(&["--server", &url, "verify", "/other/large.img"]);
+    let mut waiting = command.stdout(std::process::Stdio::piped()).spawn().expect("begun");
+    std::thread::sleep(Duration::from_secs(1));
+    agent.signal(rustix::process::Signal::STOP);
+    let ended = || waiting.try_wait().expect("asked").is_some();
+    eventually_in(Duration::from_secs(40), "an end", ended);
+    let output = waiting.wait_with_output().expect("ended");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && told.contains("unreadable"), "{told}");
+}
