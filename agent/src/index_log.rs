@@ -1,23 +1,20 @@
 //! The index on disk: lines of JSON, appended as things change and written anew when they have
 //! become too many. It knows the lines' form, not what they mean.
-//!
-//! Whoever takes a volume over writes the log anew, as another file of its name: an earlier keeper
-//! that was stopped for a while sees that, and writes no more.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 
 use isotope_proto::digest::InvalidDigest;
 use isotope_proto::id::ImageId;
 use isotope_proto::image::{Hashes, Published, Stamp};
 use isotope_proto::name::VolumePath;
-use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::index::{Hashed, Index, Known, Verdict, parse_id};
-use crate::marker::write_whole;
+use crate::kept_log::KeptLog;
 
 const NAME: &str = "index.jsonl";
 const FORMAT: u32 = 2;
@@ -144,25 +141,16 @@ impl HashLine {
     }
 }
 
-/// The log of one volume, as long as this process keeps the volume. It is not kept open: a disk on
-/// which something is open for writing can be neither unmounted nor made read-only.
-#[derive(Debug, Default)]
+/// The log of one volume, as long as this process keeps the volume.
+#[derive(Debug)]
 pub(crate) struct IndexLog {
-    /// The file that was written here; none: to be written anew.
-    ours: Option<FileId>,
+    file: KeptLog,
     lines: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId {
-    device: u64,
-    inode: u64,
-}
-
-impl FileId {
-    pub(crate) fn of(file: &OwnedFd) -> io::Result<Self> {
-        let stat = fstat(file)?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+impl Default for IndexLog {
+    fn default() -> Self {
+        Self { file: KeptLog::new(NAME), lines: 0 }
     }
 }
 
@@ -200,60 +188,36 @@ fn read_from(mut reader: impl BufRead) -> Result<Index, String> {
 impl IndexLog {
     /// Whether it has to be written anew rather than appended to.
     pub(crate) fn is_stale(&self, index: &Index) -> bool {
-        self.ours.is_none() || self.lines > 2 * index.line_count() + SPARE_LINES
+        !self.file.is_written() || self.lines > 2 * index.line_count() + SPARE_LINES
     }
 
     /// Makes some lines durable.
     ///
     /// # Errors
-    /// The disk's, or that somebody else has written the log since: then nothing is appended.
+    /// As of [`KeptLog::append`].
     pub(crate) fn append(&mut self, sidecar: &OwnedFd, lines: &[Line]) -> io::Result<()> {
-        let appended = self.ours_open(sidecar).and_then(|file| {
-            let mut file = File::from(file);
-            file.write_all(&encode(lines)?)?;
-            file.sync_data()
-        });
         self.lines += lines.len();
-        if appended.is_err() {
-            // Perhaps half a line: nothing can follow it.
-            self.let_go();
-        }
-        appended
-    }
-
-    fn ours_open(&self, sidecar: &OwnedFd) -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(sidecar, NAME, flags, Mode::empty())?;
-        match Some(FileId::of(&file)?) == self.ours {
-            true => Ok(file),
-            false => Err(io::Error::other("another agent has written the volume's index")),
-        }
+        let bytes = encode(lines).inspect_err(|_| self.let_go())?;
+        self.file.append(sidecar, &bytes)
     }
 
     /// Puts these lines in the place of all that there are.
     pub(crate) fn rewrite(&mut self, sidecar: &OwnedFd, lines: &[Line]) -> io::Result<()> {
-        self.let_go();
-        write_whole(sidecar, NAME, &encode(lines)?)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.ours = Some(FileId::of(&openat(sidecar, NAME, flags, Mode::empty())?)?);
+        self.file.rewrite(sidecar, &encode(lines)?)?;
         self.lines = lines.len();
         Ok(())
     }
 
     pub(crate) fn is_written(&self) -> bool {
-        self.ours.is_some()
+        self.file.is_written()
     }
 
-    /// Whether what is read there is what was written here.
     pub(crate) fn is_of(&self, sidecar: &OwnedFd) -> bool {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let there = openat(sidecar, NAME, flags, Mode::empty()).map_err(io::Error::from);
-        self.ours.is_some() && there.and_then(|file| FileId::of(&file)).ok() == self.ours
+        self.file.is_of(sidecar)
     }
 
-    /// Another keeps the volume now, or its disk has gone.
     pub(crate) fn let_go(&mut self) {
-        self.ours = None;
+        self.file.let_go();
     }
 }
 

@@ -18,6 +18,7 @@ pub mod identify;
 mod identity;
 mod index;
 mod index_log;
+mod kept_log;
 mod layout;
 mod library;
 mod library_log;

@@ -4,12 +4,11 @@
 //!
 //! A frame is the length of its body (32 bits, little-endian), the first eight bytes of the body's
 //! BLAKE3, and the body, a `LibraryFrame` message. The first frame is a mark with the number of
-//! records that follow it; then come changes and marks. As with the index, whoever takes a volume
-//! over writes the log anew, and an earlier keeper writes no more. A log that another life of the
-//! catalogue wrote, and that has what the present one does not, is kept under the name of its life.
+//! records that follow it; then come changes and marks. A log that another life of the catalogue
+//! wrote, and that has what the present one does not, is kept under the name of its life.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
 
 use isotope_proto::change::{Change, Delta};
@@ -20,9 +19,8 @@ use isotope_proto::wire::{decode_frame, encode_frame};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, fsync, openat, renameat, unlinkat};
 use tracing::{info, warn};
 
-use crate::index_log::FileId;
+use crate::kept_log::KeptLog;
 use crate::library::Library;
-use crate::marker::write_whole;
 
 const NAME: &str = "library.log";
 /// Of logs that are kept: `library.INCARNATION.log`.
@@ -39,14 +37,18 @@ const SPARE_BYTES: usize = 64 << 10;
 /// Of the body's BLAKE3: enough against a disk's mistakes.
 const CHECKSUM_BYTES: usize = 8;
 
-/// The log of one volume, as long as this process keeps the volume. It is not kept open, as the
-/// index is not.
-#[derive(Debug, Default)]
+/// The log of one volume, as long as this process keeps the volume.
+#[derive(Debug)]
 pub(crate) struct LibraryLog {
-    /// The file that was written here; none: to be written anew.
-    ours: Option<FileId>,
+    file: KeptLog,
     whole_bytes: usize,
     appended_bytes: usize,
+}
+
+impl Default for LibraryLog {
+    fn default() -> Self {
+        Self { file: KeptLog::new(NAME), whole_bytes: 0, appended_bytes: 0 }
+    }
 }
 
 /// What the present log has, if there is one and it is whole.
@@ -164,14 +166,13 @@ fn whole(library: &Library) -> Vec<u8> {
 impl LibraryLog {
     /// Whether it has to be written anew rather than appended to.
     pub(crate) fn is_stale(&self) -> bool {
-        self.ours.is_none() || self.appended_bytes > self.whole_bytes + SPARE_BYTES
+        !self.file.is_written() || self.appended_bytes > self.whole_bytes + SPARE_BYTES
     }
 
     /// Makes durable what changed up to the library's mark.
     ///
     /// # Errors
-    /// The disk's, or that somebody else has written the log since: then nothing is appended, and
-    /// the log is to be written anew.
+    /// As of [`KeptLog::append`].
     pub(crate) fn append(
         &mut self,
         sidecar: &OwnedFd,
@@ -190,23 +191,8 @@ impl LibraryLog {
             encode(&mut bytes, LibraryFrame::Change(change));
         }
         encode(&mut bytes, LibraryFrame::Mark { mark, records: 0 });
-        let appended = self.ours_open(sidecar).and_then(|file| {
-            let mut file = File::from(file);
-            file.write_all(&bytes)?;
-            file.sync_data()
-        });
         self.appended_bytes += bytes.len();
-        // Perhaps half a frame: nothing can follow it.
-        appended.inspect_err(|_| self.let_go())
-    }
-
-    fn ours_open(&self, sidecar: &OwnedFd) -> io::Result<OwnedFd> {
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(sidecar, NAME, flags, Mode::empty())?;
-        match Some(FileId::of(&file)?) == self.ours {
-            true => Ok(file),
-            false => Err(io::Error::other("another agent has written the copy of the library")),
-        }
+        self.file.append(sidecar, &bytes)
     }
 
     /// Puts a library in the place of all that there is. What another life of the catalogue wrote
@@ -215,26 +201,19 @@ impl LibraryLog {
         if !self.is_of(sidecar) {
             keep_other_life(sidecar, library)?;
         }
-        self.let_go();
         let bytes = whole(library);
-        write_whole(sidecar, NAME, &bytes)?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.ours = Some(FileId::of(&openat(sidecar, NAME, flags, Mode::empty())?)?);
+        self.file.rewrite(sidecar, &bytes)?;
         (self.whole_bytes, self.appended_bytes) = (bytes.len(), 0);
         drop_contained(sidecar, library);
         Ok(())
     }
 
-    /// Whether what is read there is what was written here.
     pub(crate) fn is_of(&self, sidecar: &OwnedFd) -> bool {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let there = openat(sidecar, NAME, flags, Mode::empty()).map_err(io::Error::from);
-        self.ours.is_some() && there.and_then(|file| FileId::of(&file)).ok() == self.ours
+        self.file.is_of(sidecar)
     }
 
-    /// Another keeps the volume now, or another catalogue is followed.
     pub(crate) fn let_go(&mut self) {
-        self.ours = None;
+        self.file.let_go();
     }
 }
 

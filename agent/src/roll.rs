@@ -2,7 +2,7 @@
 //! page, compared with what is there. What went unnoticed, while the index was lost or was another
 //! catalogue's, is told as deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +27,57 @@ const SUSPECT_SHARE: usize = 10;
 
 /// A file as the catalogue has it.
 #[derive(Debug, Clone)]
-struct Listed {
-    image: ImageId,
-    path: VolumePath,
-    stamp: Stamp,
+pub(crate) struct Listed {
+    pub(crate) image: ImageId,
+    pub(crate) path: VolumePath,
+    pub(crate) stamp: Stamp,
+}
+
+/// What the catalogue has, compared with what is there. Pure.
+pub(crate) struct Roll<'t> {
+    there: &'t BTreeMap<VolumePath, Stamp>,
+    /// Where the files lie that the catalogue has not, or has elsewhere.
+    unlisted: HashMap<Stamp, &'t VolumePath>,
+    gone: Vec<Listed>,
+    heard: usize,
+    before: Option<Listed>,
+}
+
+impl<'t> Roll<'t> {
+    pub(crate) fn new(there: &'t BTreeMap<VolumePath, Stamp>) -> Self {
+        let unlisted = there.iter().map(|(path, stamp)| (*stamp, path)).collect();
+        Self { there, unlisted, gone: Vec::new(), heard: 0, before: None }
+    }
+
+    /// One file of the catalogue's; those at one path follow one another.
+    pub(crate) fn hear(&mut self, file: Listed) {
+        self.heard += 1;
+        let stamp = self.there.get(&file.path);
+        if stamp == Some(&file.stamp) {
+            self.unlisted.remove(&file.stamp);
+        }
+        if let Some(other) = self.before.replace(file.clone()).filter(|it| it.path == file.path) {
+            // At most one of them is the file that is there.
+            self.gone.extend([other, file].into_iter().filter(|it| Some(&it.stamp) != stamp));
+        } else if stamp.is_none() {
+            self.gone.push(file);
+        }
+    }
+
+    /// What is gone, and what was renamed, to where: an agent that died after it had told of a
+    /// file's new path, and before it had written that down, does not tell that it is back.
+    pub(crate) fn end(mut self) -> (Vec<Listed>, Vec<(Listed, VolumePath)>) {
+        self.gone.dedup_by_key(|file| file.image);
+        let mut renamed = Vec::new();
+        self.gone.retain(|file| match self.unlisted.remove(&file.stamp) {
+            Some(path) => {
+                renamed.push((file.clone(), path.clone()));
+                false
+            }
+            None => true,
+        });
+        (self.gone, renamed)
+    }
 }
 
 /// Tells the catalogue which of the files that it has are not among those that are there; returns
@@ -40,27 +87,17 @@ pub(crate) async fn call(
     link: &mut Link,
     there: &BTreeMap<VolumePath, Stamp>,
 ) -> Result<u64, String> {
-    let (mut gone, mut listed): (Vec<Listed>, usize) = (Vec::new(), 0);
-    // Files at one path follow one another.
-    let mut before: Option<Listed> = None;
+    let mut roll = Roll::new(there);
     loop {
-        let page = page(volume, link, before.as_ref()).await?;
+        let page = page(volume, link, roll.before.as_ref()).await?;
         if page.is_empty() {
             break;
         }
-        listed += page.len();
-        for file in page {
-            if let Some(other) = before.replace(file.clone()).filter(|it| it.path == file.path) {
-                // At most one of them is the file that is there.
-                let stamp = there.get(&file.path);
-                gone.extend([other, file].into_iter().filter(|it| Some(&it.stamp) != stamp));
-            } else if !there.contains_key(&file.path) {
-                gone.push(file);
-            }
-        }
+        page.into_iter().for_each(|file| roll.hear(file));
     }
-    gone.dedup_by_key(|file| file.image);
-    if gone.len() * SUSPECT_SHARE > listed {
+    let heard = roll.heard;
+    let (mut gone, renamed) = roll.end();
+    if gone.len() * SUSPECT_SHARE > heard {
         info!(volume = %volume.id, suspect = gone.len(), "many images seem gone; looking again");
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
         gone = still_gone(volume, gone).await?;
@@ -68,6 +105,12 @@ pub(crate) async fn call(
     for batch in gone.chunks(BATCH_MAX) {
         let events = batch.iter().map(|file| deleted(file).into()).collect();
         report(volume, link, events).await?;
+    }
+    for batch in renamed.chunks(BATCH_MAX) {
+        let moved = |(file, to): &(Listed, VolumePath)| {
+            change(FileEvent::Moved, &Listed { path: to.clone(), ..file.clone() }).into()
+        };
+        report(volume, link, batch.iter().map(moved).collect()).await?;
     }
     Ok(u64::try_from(gone.len()).unwrap_or(u64::MAX))
 }
@@ -118,8 +161,12 @@ async fn still_gone(volume: &Arc<Volume>, gone: Vec<Listed>) -> Result<Vec<Liste
 
 fn deleted(file: &Listed) -> FileChange {
     info!(path = %file.path, image = %file.image, "a file went unnoticed; it leaves the library");
+    change(FileEvent::Deleted, file)
+}
+
+fn change(event: FileEvent, file: &Listed) -> FileChange {
     FileChange {
-        event: FileEvent::Deleted,
+        event,
         file: FoundFile {
             image: file.image,
             path: file.path.clone(),
@@ -131,5 +178,24 @@ fn deleted(file: &Listed) -> FileChange {
         },
         previous: None,
         found: clock::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_renamed_back_is_not_gone() {
+        let path = |text| VolumePath::parse(text).expect("a path");
+        let stamp = Stamp { inode: 1, size_bytes: 1, mtime_ns: 1 };
+        let file = Listed { image: ImageId::from_bytes([1; 16]), path: path("b.iso"), stamp };
+        let there = BTreeMap::from([(path("a.iso"), stamp)]);
+        let mut roll = Roll::new(&there);
+        roll.hear(file);
+        let (gone, renamed) = roll.end();
+        assert!(gone.is_empty());
+        assert_eq!(renamed.len(), 1);
+        assert_eq!(renamed[0].1, path("a.iso"));
     }
 }

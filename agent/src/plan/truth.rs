@@ -16,6 +16,7 @@ use crate::index::{Index, Known};
 use crate::index_log::Line;
 use crate::layout::Layout;
 use crate::reconcile::Difference;
+use crate::roll::{Listed, Roll};
 use crate::walk::{ImageDir, Seen};
 
 /// Few places, so that files get in one another's way.
@@ -66,6 +67,10 @@ fn place(n: u8) -> VolumePath {
     VolumePath::parse(&format!("iso/{}.iso", n % PLACES)).expect("a path")
 }
 
+fn listed((image, (path, stamp)): (&ImageId, &(VolumePath, Stamp))) -> Listed {
+    Listed { image: *image, path: path.clone(), stamp: *stamp }
+}
+
 impl World {
     fn catalog_id(&self) -> Incarnation {
         Incarnation::from_bytes([self.incarnation; 16])
@@ -101,13 +106,15 @@ impl World {
         }
         match made.ending {
             Some(Ending::Everything(there)) => {
-                let catalog = self.catalog.clone();
-                let others =
-                    |path: &VolumePath| catalog.values().filter(|it| it.0 == *path).count();
-                self.catalog.retain(|_, (path, stamp)| match there.get(path) {
-                    None => false,
-                    Some(found) => found == stamp || others(path) == 1,
-                });
+                let mut listed: Vec<Listed> = self.catalog.iter().map(listed).collect();
+                listed.sort_by(|a, b| a.path.cmp(&b.path));
+                let mut roll = Roll::new(&there);
+                listed.into_iter().for_each(|file| roll.hear(file));
+                let (gone, renamed) = roll.end();
+                gone.iter().for_each(|file| drop(self.catalog.remove(&file.image)));
+                for (file, to) in renamed {
+                    self.catalog.insert(file.image, (to, file.stamp));
+                }
                 self.index.end_introduction(self.catalog_id());
             }
             Some(Ending::Open) | None => {}
