@@ -2,7 +2,7 @@
 //! page, compared with what is there. What went unnoticed, while the index was lost or was another
 //! catalogue's, is told as deleted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(crate) struct Roll<'t> {
     /// Where the files lie that the catalogue has not, or has elsewhere.
     unlisted: HashMap<Stamp, &'t VolumePath>,
     gone: Vec<Listed>,
+    /// Of these another file is at the path.
+    displaced: Vec<Listed>,
     heard: usize,
     before: Option<Listed>,
 }
@@ -46,7 +48,7 @@ pub(crate) struct Roll<'t> {
 impl<'t> Roll<'t> {
     pub(crate) fn new(there: &'t BTreeMap<VolumePath, Stamp>) -> Self {
         let unlisted = there.iter().map(|(path, stamp)| (*stamp, path)).collect();
-        Self { there, unlisted, gone: Vec::new(), heard: 0, before: None }
+        Self { there, unlisted, gone: Vec::new(), displaced: Vec::new(), heard: 0, before: None }
     }
 
     /// One file of the catalogue's; those at one path follow one another.
@@ -61,13 +63,15 @@ impl<'t> Roll<'t> {
             self.gone.extend([other, file].into_iter().filter(|it| Some(&it.stamp) != stamp));
         } else if stamp.is_none() {
             self.gone.push(file);
+        } else if stamp != Some(&file.stamp) {
+            self.displaced.push(file);
         }
     }
 
     /// What is gone, and what was renamed, to where: an agent that died after it had told of a
-    /// file's new path, and before it had written that down, does not tell that it is back.
+    /// file's new path, and before it had written that down, does not tell that it is back. What
+    /// such a file has taken the place of is gone; what else has changed the agent itself tells.
     pub(crate) fn end(mut self) -> (Vec<Listed>, Vec<(Listed, VolumePath)>) {
-        self.gone.dedup_by_key(|file| file.image);
         let mut renamed = Vec::new();
         self.gone.retain(|file| match self.unlisted.remove(&file.stamp) {
             Some(path) => {
@@ -76,6 +80,10 @@ impl<'t> Roll<'t> {
             }
             None => true,
         });
+        let taken: HashSet<&VolumePath> = renamed.iter().map(|(_, to)| to).collect();
+        self.gone.extend(self.displaced.into_iter().filter(|file| taken.contains(&file.path)));
+        self.gone.sort_by_key(|file| file.image);
+        self.gone.dedup_by_key(|file| file.image);
         (self.gone, renamed)
     }
 }
@@ -185,17 +193,38 @@ fn change(event: FileEvent, file: &Listed) -> FileChange {
 mod tests {
     use super::*;
 
+    fn file(n: u8, path: &str) -> Listed {
+        let stamp = Stamp { inode: n.into(), size_bytes: 1, mtime_ns: 1 };
+        let path = VolumePath::parse(path).expect("a path");
+        Listed { image: ImageId::from_bytes([n; 16]), path, stamp }
+    }
+
+    /// The images that are gone, and where others were renamed to.
+    fn called(there: &[Listed], listed: &[Listed]) -> (Vec<ImageId>, Vec<(ImageId, String)>) {
+        let there = there.iter().map(|it| (it.path.clone(), it.stamp)).collect();
+        let mut roll = Roll::new(&there);
+        listed.iter().for_each(|it| roll.hear(it.clone()));
+        let (gone, renamed) = roll.end();
+        let renamed = renamed.into_iter().map(|(file, to)| (file.image, to.to_string()));
+        (gone.into_iter().map(|file| file.image).collect(), renamed.collect())
+    }
+
     #[test]
     fn what_was_renamed_back_is_not_gone() {
-        let path = |text| VolumePath::parse(text).expect("a path");
-        let stamp = Stamp { inode: 1, size_bytes: 1, mtime_ns: 1 };
-        let file = Listed { image: ImageId::from_bytes([1; 16]), path: path("b.iso"), stamp };
-        let there = BTreeMap::from([(path("a.iso"), stamp)]);
-        let mut roll = Roll::new(&there);
-        roll.hear(file);
-        let (gone, renamed) = roll.end();
-        assert!(gone.is_empty());
-        assert_eq!(renamed.len(), 1);
-        assert_eq!(renamed[0].1, path("a.iso"));
+        let (gone, renamed) = called(&[file(1, "a.iso")], &[file(1, "b.iso")]);
+        assert_eq!(gone, []);
+        assert_eq!(renamed, [(file(1, "b.iso").image, "a.iso".to_owned())]);
+    }
+
+    #[test]
+    fn what_a_file_took_the_place_of_when_it_was_renamed_back_is_gone() {
+        let (gone, renamed) = called(&[file(1, "a.iso")], &[file(2, "a.iso"), file(1, "b.iso")]);
+        assert_eq!(gone, [file(2, "a.iso").image]);
+        assert_eq!(renamed, [(file(1, "a.iso").image, "a.iso".to_owned())]);
+    }
+
+    #[test]
+    fn what_was_replaced_is_told_by_others() {
+        assert_eq!(called(&[file(1, "a.iso")], &[file(2, "a.iso")]), (vec![], vec![]));
     }
 }

@@ -135,6 +135,7 @@ fn agents_that_swap_their_addresses_are_read_as_before() {
         let put = ["--server", &url, "put", "--pool", name, text(&source), &target];
         assert!(c.run(&put).status.success(), "{name}");
         eventually("the file in its pool", || pool.join(format!("iso/{name}.iso")).exists());
+        eventually("the image on the mount", || on_c.join(&target[1..]).exists());
         same(&on_c.join(&target[1..]), &source);
     }
 }
