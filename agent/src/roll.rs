@@ -1,6 +1,6 @@
-//! The end of a volume's introduction to a catalogue: what the catalogue has of the volume, page by
-//! page, compared with what is there. What went unnoticed, while the index was lost or was another
-//! catalogue's, is told as deleted.
+//! The roll call with which a volume's introduction to a catalogue begins: what the catalogue has of
+//! the volume, page by page, compared with what is there. What went unnoticed, while the index was
+//! lost or was another catalogue's, is told as deleted or renamed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use isotope_proto::report::{FileChange, FileEvent, FoundFile};
 use tracing::info;
 
 use crate::clock;
+use crate::reconcile::Difference;
 use crate::scan::LOOK_AGAIN_AFTER;
 use crate::tell::{BATCH_MAX, Link, report};
 use crate::volume::{Volume, open_file};
@@ -73,13 +74,15 @@ impl<'t> Roll<'t> {
     /// such a file has taken the place of is gone; what else has changed the agent itself tells.
     pub(crate) fn end(mut self) -> (Vec<Listed>, Vec<(Listed, VolumePath)>) {
         let mut renamed = Vec::new();
-        self.gone.retain(|file| match self.unlisted.remove(&file.stamp) {
+        let mut is_elsewhere = |file: &Listed| match self.unlisted.remove(&file.stamp) {
             Some(path) => {
                 renamed.push((file.clone(), path.clone()));
-                false
+                true
             }
-            None => true,
-        });
+            None => false,
+        };
+        self.gone.retain(|file| !is_elsewhere(file));
+        self.displaced.retain(|file| !is_elsewhere(file));
         let taken: HashSet<&VolumePath> = renamed.iter().map(|(_, to)| to).collect();
         self.gone.extend(self.displaced.into_iter().filter(|file| taken.contains(&file.path)));
         self.gone.sort_by_key(|file| file.image);
@@ -89,11 +92,12 @@ impl<'t> Roll<'t> {
 }
 
 /// Tells the catalogue which of the files that it has are not among those that are there; returns
-/// how many.
+/// how many, without those that `differences` will tell.
 pub(crate) async fn call(
     volume: &Arc<Volume>,
     link: &mut Link,
     there: &BTreeMap<VolumePath, Stamp>,
+    differences: &[Difference],
 ) -> Result<u64, String> {
     let mut roll = Roll::new(there);
     loop {
@@ -105,6 +109,9 @@ pub(crate) async fn call(
     }
     let heard = roll.heard;
     let (mut gone, renamed) = roll.end();
+    let noticed = differences.iter().filter(|it| it.event == FileEvent::Deleted);
+    let noticed: HashSet<ImageId> = noticed.filter_map(|it| it.image).collect();
+    gone.retain(|file| !noticed.contains(&file.image));
     if gone.len() * SUSPECT_SHARE > heard {
         info!(volume = %volume.id, suspect = gone.len(), "many images seem gone; looking again");
         tokio::time::sleep(LOOK_AGAIN_AFTER).await;
@@ -221,6 +228,14 @@ mod tests {
         let (gone, renamed) = called(&[file(1, "a.iso")], &[file(2, "a.iso"), file(1, "b.iso")]);
         assert_eq!(gone, [file(2, "a.iso").image]);
         assert_eq!(renamed, [(file(1, "a.iso").image, "a.iso".to_owned())]);
+    }
+
+    #[test]
+    fn what_made_way_for_a_new_file_before_its_move_was_told_is_renamed() {
+        let there = [file(1, "a.iso"), file(2, "b.iso")];
+        let (gone, renamed) = called(&there, &[file(1, "b.iso")]);
+        assert_eq!(gone, []);
+        assert_eq!(renamed, [(file(1, "b.iso").image, "a.iso".to_owned())]);
     }
 
     #[test]

@@ -55,6 +55,11 @@ pub(crate) async fn tell(
     if plan.introduces && !plan.differences.is_empty() {
         volume.index_mut().begin_introduction();
     }
+    // First of all, so that what is told then meets no file where it is not any more: a new file at
+    // the path would be taken for that image's other bytes.
+    if let Some(Ending::Everything(there)) = &plan.ending {
+        counts.deleted += roll::call(volume, link, there, &plan.differences).await?;
+    }
     let mut batches = plan.differences.chunks(BATCH_MAX);
     let mut next = batches.next();
     let mut described = describe(volume, next.unwrap_or_default()).await?;
@@ -71,11 +76,8 @@ pub(crate) async fn tell(
         count(counts, batch, proposed.iter().zip(&ids).map(|(proposed, id)| proposed == id));
         progress(*counts);
     }
-    match plan.ending {
-        None | Some(Ending::Open) => return Ok(()),
-        Some(Ending::Everything(there)) => {
-            counts.deleted += roll::call(volume, link, &there).await?;
-        }
+    if !matches!(plan.ending, Some(Ending::Everything(_))) {
+        return Ok(());
     }
     let mut index = volume.index_mut();
     index.end_introduction(link.incarnation);

@@ -93,6 +93,9 @@ impl World {
         if made.introduces && !made.differences.is_empty() {
             self.index.begin_introduction();
         }
+        if let Some(Ending::Everything(there)) = &made.ending {
+            self.call_the_roll(there);
+        }
         let batches: Vec<Vec<Difference>> =
             made.differences.chunks(BATCH).map(<[_]>::to_vec).collect();
         for (n, batch) in batches.iter().enumerate() {
@@ -104,22 +107,22 @@ impl World {
                 self.confirm(difference, image);
             }
         }
-        match made.ending {
-            Some(Ending::Everything(there)) => {
-                let mut listed: Vec<Listed> = self.catalog.iter().map(listed).collect();
-                listed.sort_by(|a, b| a.path.cmp(&b.path));
-                let mut roll = Roll::new(&there);
-                listed.into_iter().for_each(|file| roll.hear(file));
-                let (gone, renamed) = roll.end();
-                gone.iter().for_each(|file| drop(self.catalog.remove(&file.image)));
-                for (file, to) in renamed {
-                    self.catalog.insert(file.image, (to, file.stamp));
-                }
-                self.index.end_introduction(self.catalog_id());
-            }
-            Some(Ending::Open) | None => {}
+        if let Some(Ending::Everything(_)) = made.ending {
+            self.index.end_introduction(self.catalog_id());
         }
         true
+    }
+
+    fn call_the_roll(&mut self, there: &BTreeMap<VolumePath, Stamp>) {
+        let mut listed: Vec<Listed> = self.catalog.iter().map(listed).collect();
+        listed.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut roll = Roll::new(there);
+        listed.into_iter().for_each(|file| roll.hear(file));
+        let (gone, renamed) = roll.end();
+        gone.iter().for_each(|file| drop(self.catalog.remove(&file.image)));
+        for (file, to) in renamed {
+            self.catalog.insert(file.image, (to, file.stamp));
+        }
     }
 
     /// As the catalogue takes one event, idempotently: a file is known by its stamp, and what else
