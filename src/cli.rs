@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod get;
 mod info;
+mod ln;
 mod ls;
 mod mkdir;
 mod mount;
@@ -66,6 +67,7 @@ enum Command {
     Rm(rm::RmArgs),
     Rmdir(rmdir::RmdirArgs),
     Mv(mv::MvArgs),
+    Ln(ln::LnArgs),
     Get(get::GetArgs),
     Trash(trash::TrashArgs),
     Scan(scan::ScanArgs),
@@ -126,6 +128,7 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Trash(args) => trash::cmd_trash(&args, context).await,
         Command::Rmdir(args) => rmdir::cmd_rmdir(&args, context).await,
         Command::Mv(args) => mv::cmd_mv(&args, context).await,
+        Command::Ln(args) => ln::cmd_ln(&args, context).await,
         Command::Get(args) => get::cmd_get(&args, context).await,
         Command::Scan(args) => scan::cmd_scan(&args, context).await,
         Command::Verify(args) => verify::cmd_verify(&args, context).await,

@@ -117,6 +117,7 @@ fn refusal_code(reason: Reason) -> u8 {
         Reason::NotFound => NOT_FOUND,
         Reason::Exists
         | Reason::NotEmpty
+        | Reason::TooManyLinks
         | Reason::NotAFolder
         | Reason::IsAFolder
         | Reason::InUse => CONFLICT,

@@ -206,6 +206,44 @@ pub(crate) fn remove_folder(
     edits.write(Delta::Folder(Edit::Removed(victim)))
 }
 
+/// Names that one image may have. Each is looked at when the image is; nobody needs as many.
+pub(crate) const LINKS_MAX: usize = 1000;
+
+/// Gives an image one more name.
+pub(crate) fn link(
+    edits: &mut Edits<'_>,
+    ino: Ino,
+    place: &Place,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let (parent, name) = (folder(edits, &place.folder)?, &place.name);
+    let Node::Image(image) = node(edits, ino)? else {
+        return refuse(Reason::NotPermitted, "a folder has one name only".to_owned());
+    };
+    if edits.entry(parent.ino, name)?.is_some() {
+        return refuse(Reason::Exists, format!("{name} exists"));
+    }
+    if edits.is_reserved(parent.ino, name)? {
+        return refuse(Reason::Exists, format!("{name} is being written"));
+    }
+    if edits.entries_to(ino)?.len() >= LINKS_MAX {
+        let text = format!("the image has {LINKS_MAX} names, and cannot have more");
+        return refuse(Reason::TooManyLinks, text);
+    }
+    touch_image(edits, *image, now)?;
+    add_entry(edits, parent.ino, name.clone(), ino, now)
+}
+
+/// An image's time of change moves with the number of its names.
+pub(crate) fn touch_image(
+    edits: &mut Edits<'_>,
+    before: Image,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let after = Image { changed: now.max(before.changed), ..before.clone() };
+    edits.write(Delta::Image(Edit::Changed { before, after }))
+}
+
 pub(crate) fn rename(
     edits: &mut Edits<'_>,
     from: &Place,
@@ -227,30 +265,64 @@ pub(crate) fn rename(
             return Ok(());
         }
     }
+    if mode == RenameMode::Exchange {
+        return exchange(edits, entry, target, &to.name, now);
+    }
     if edits.is_reserved(to_parent.ino, &to.name)? {
         return refuse(Reason::InUse, format!("{} is being written", to.name));
     }
-    let moved = edits.folder(entry.ino)?;
-    if let Some(moved) = &moved {
-        let above = lineage(edits, to_parent.ino)?;
-        if above.contains(&moved.ino) {
-            return refuse(
-                Reason::IntoItself,
-                format!("the folder {} cannot be moved into itself", from.name),
-            );
-        }
-        if above.len() + 1 + height(edits, moved.ino)? > FOLDER_DEPTH_MAX {
-            return too_deep(&to.name);
-        }
-    }
+    let is_folder = check_move(edits, &entry, to_parent.ino)?;
     if let Some(target) = target {
-        give_way(edits, target, moved.is_some(), now)?;
+        give_way(edits, target, is_folder, now)?;
     }
     let after = Entry { parent: to_parent.ino, name: to.name.clone(), ..entry.clone() };
     edits.write(Delta::Entry(Edit::Changed { before: entry, after }))?;
     touch(edits, from_parent.ino, now)?;
     if from_parent.ino != to_parent.ino {
         touch(edits, to_parent.ino, now)?;
+    }
+    Ok(())
+}
+
+/// Refuses to move a folder into itself or too deep. True if it is a folder that is moved.
+fn check_move(rows: &Rows<'_>, entry: &Entry, into: Ino) -> Result<bool, Refusal> {
+    let Some(moved) = rows.folder(entry.ino)? else { return Ok(false) };
+    let above = lineage(rows, into)?;
+    if above.contains(&moved.ino) {
+        let text = format!("the folder {} cannot be moved into itself", entry.name);
+        return refuse(Reason::IntoItself, text);
+    }
+    if above.len() + 1 + height(rows, moved.ino)? > FOLDER_DEPTH_MAX {
+        return too_deep(&entry.name);
+    }
+    Ok(true)
+}
+
+/// What two names lead to changes places, folders or images.
+fn exchange(
+    edits: &mut Edits<'_>,
+    one: Entry,
+    other: Option<Entry>,
+    to: &EntryName,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let Some(other) = other else {
+        return refuse(Reason::NotFound, format!("{to}: no such file or folder"));
+    };
+    for (entry, with) in [(&one, &other), (&other, &one)] {
+        if edits.is_reserved(entry.parent, &entry.name)? {
+            return refuse(Reason::InUse, format!("{} is being written", entry.name));
+        }
+        check_move(edits, entry, with.parent)?;
+    }
+    let parents = (one.parent, other.parent);
+    for (before, ino) in [(one.clone(), other.ino), (other, one.ino)] {
+        let after = Entry { ino, ..before.clone() };
+        edits.write(Delta::Entry(Edit::Changed { before, after }))?;
+    }
+    touch(edits, parents.0, now)?;
+    if parents.0 != parents.1 {
+        touch(edits, parents.1, now)?;
     }
     Ok(())
 }
@@ -357,4 +429,10 @@ pub(crate) fn path_of(rows: &Rows<'_>, mut ino: Ino) -> Result<LibraryPath, Refu
         ino = entry.parent;
     }
     Ok(names.into_iter().rev().fold(LibraryPath::default(), |path, name| path.join(name)))
+}
+
+/// All paths of an image, the oldest first.
+pub(crate) fn paths_of(rows: &Rows<'_>, ino: Ino) -> Result<Vec<LibraryPath>, Refusal> {
+    let entries = rows.entries_to(ino)?.into_iter();
+    entries.map(|it| Ok(path_of(rows, it.parent)?.join(it.name))).collect()
 }

@@ -13,7 +13,9 @@ use isotope_proto::upload::{
     Existing, FileTask, FileTaskKind, Sealed, TaskDone, Trashed, Upload, UploadRequest,
 };
 
-use crate::library::{Node, add_entry, folder, make_folder_in, node, path_of, remove_entry, touch};
+use crate::library::{
+    Node, add_entry, folder, make_folder_in, node, path_of, remove_entry, touch, touch_image,
+};
 use crate::store::{Edits, Reserved, Rows};
 
 /// How long deleted images can be had back.
@@ -211,7 +213,7 @@ pub(crate) fn remove(edits: &mut Edits<'_>, place: &Place, now: Timestamp) -> Re
     }
 }
 
-/// An image that lost its last name: out of the library, its files into the trash.
+/// An image that lost a name. With the last one: out of the library, its files into the trash.
 pub(crate) fn trash_if_nameless(
     edits: &mut Edits<'_>,
     image: Image,
@@ -219,7 +221,7 @@ pub(crate) fn trash_if_nameless(
     now: Timestamp,
 ) -> Result<(), Refusal> {
     if !edits.entries_to(image.ino)?.is_empty() {
-        return Ok(());
+        return touch_image(edits, image, now);
     }
     edits.write(Delta::Image(Edit::Removed(image.clone())))?;
     for replica in &image.replicas {

@@ -55,6 +55,28 @@ impl Adapter {
         let change = change(self.files.clone());
         self.runtime.spawn(async move { reply_empty(reply, change.await) });
     }
+
+    /// The same for a change that makes a name, which the answer shows.
+    fn make<C>(
+        &self,
+        reply: ReplyEntry,
+        parent: Ino,
+        name: EntryName,
+        change: impl FnOnce(Files) -> C,
+    ) where
+        C: Future<Output = Result<(), FsError>> + Send + 'static,
+    {
+        let (files, change) = (self.files.clone(), change(self.files.clone()));
+        self.runtime.spawn(async move {
+            let made = change.await;
+            match made.and_then(|()| files.lookup_now(parent, OsStr::new(name.as_str()))) {
+                Ok(Some(it)) => reply_entry(reply, &it),
+                // Made, and removed again by somebody else meanwhile.
+                Ok(None) => reply.error(Errno::ENOENT),
+                Err(error) => reply.error(errno::of(&error)),
+            }
+        });
+    }
 }
 
 fn reply_empty(reply: ReplyEmpty, result: Result<(), FsError>) {
@@ -153,15 +175,9 @@ impl Filesystem for Adapter {
             Ok(name) => name,
             Err(error) => return reply.error(errno::of(&error)),
         };
-        let (files, parent) = (self.files.clone(), Ino(parent.0));
-        self.runtime.spawn(async move {
-            let made = files.change(files.catalog.make_folder(parent, &name, mode)).await;
-            match made.and_then(|()| files.lookup_now(parent, OsStr::new(name.as_str()))) {
-                Ok(Some(it)) => reply_entry(reply, &it),
-                // Made, and removed again by somebody else meanwhile.
-                Ok(None) => reply.error(Errno::ENOENT),
-                Err(error) => reply.error(errno::of(&error)),
-            }
+        let parent = Ino(parent.0);
+        self.make(reply, parent, name.clone(), |files| async move {
+            files.change(files.catalog.make_folder(parent, &name, mode)).await
         });
     }
 
@@ -189,6 +205,7 @@ impl Filesystem for Adapter {
         let mode = match flags {
             _ if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
         let (from, to) = match (parse(name), parse(newname)) {
@@ -213,12 +230,19 @@ impl Filesystem for Adapter {
     fn link(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _newparent: INodeNo,
-        _newname: &OsStr,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        reply.error(errno::of(&FsError::NotPermitted));
+        let name = match parse(newname) {
+            Ok(name) => name,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let (ino, parent) = (Ino(ino.0), Ino(newparent.0));
+        self.make(reply, parent, name.clone(), |files| async move {
+            files.link(ino, (parent, &name)).await
+        });
     }
 
     fn mknod(

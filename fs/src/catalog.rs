@@ -133,6 +133,21 @@ impl Catalog {
         .await
     }
 
+    pub(crate) async fn link(
+        &self,
+        ino: Ino,
+        (parent, name): (Ino, &EntryName),
+    ) -> Result<Change, FsError> {
+        let place = place(parent, name);
+        let request = pb::LinkRequest { request_id: request_id(), ino: ino.0, place };
+        let client = &self.client;
+        change(CHANGE_DEADLINE, || {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.link(request).await }
+        })
+        .await
+    }
+
     pub(crate) async fn set_attributes(
         &self,
         ino: Ino,

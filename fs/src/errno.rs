@@ -11,6 +11,7 @@ pub(crate) fn of(error: &FsError) -> Errno {
         FsError::NotAFolder => Errno::ENOTDIR,
         FsError::IsAFolder => Errno::EISDIR,
         FsError::NotEmpty => Errno::ENOTEMPTY,
+        FsError::TooManyLinks => Errno::EMLINK,
         FsError::IntoItself | FsError::Invalid => Errno::EINVAL,
         FsError::TooLong => Errno::ENAMETOOLONG,
         FsError::NotUtf8 => Errno::EILSEQ,

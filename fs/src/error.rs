@@ -15,6 +15,8 @@ pub(crate) enum FsError {
     IsAFolder,
     #[error("the folder is not empty")]
     NotEmpty,
+    #[error("the image has too many names")]
+    TooManyLinks,
     #[error("a folder cannot be moved into itself")]
     IntoItself,
     #[error("too many levels of folders, or too long a name")]
@@ -78,6 +80,7 @@ impl From<Refusal> for FsError {
             Reason::NotAFolder => Self::NotAFolder,
             Reason::IsAFolder => Self::IsAFolder,
             Reason::NotEmpty => Self::NotEmpty,
+            Reason::TooManyLinks => Self::TooManyLinks,
             Reason::IntoItself => Self::IntoItself,
             Reason::TooDeep | Reason::NameTooLong => Self::TooLong,
             Reason::InvalidName | Reason::Malformed | Reason::OutOfRange => Self::Invalid,

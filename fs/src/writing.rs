@@ -344,6 +344,21 @@ impl Files {
         self.change(self.catalog.remove(parent, name)).await
     }
 
+    /// Gives an image one more name.
+    pub(crate) async fn link(&self, ino: Ino, to: (Ino, &EntryName)) -> Result<(), FsError> {
+        if self.uploads.named(to.0, to.1.as_str()).is_some() {
+            return Err(FsError::Exists);
+        }
+        // What is being written has no bytes yet that another name could lead to.
+        if let Some(upload) = self.uploads.get(ino) {
+            self.uploads.commit_if_idle(&upload).await?;
+            if !upload.is_over() {
+                return Err(FsError::InUse);
+            }
+        }
+        self.change(self.catalog.link(ino, to)).await
+    }
+
     pub(crate) async fn rename(
         &self,
         from: (Ino, &EntryName),
@@ -356,11 +371,15 @@ impl Files {
                 self.uploads.commit_if_idle(&idle).await?;
             }
         }
+        if mode == RenameMode::Exchange && self.uploads.named(to.0, to.1.as_str()).is_some() {
+            return Err(FsError::InUse);
+        }
         let listed = self.mirror.tree().folder(from.0).and_then(|it| it.child(from.1.as_str()));
         match (listed, self.uploads.named(from.0, from.1.as_str())) {
             (_, None) => {}
             // Which of the two is meant? What replaces the image has its name, but not yet.
             (Some(_), Some(_)) => return Err(FsError::InUse),
+            (None, Some(_)) if mode == RenameMode::Exchange => return Err(FsError::InUse),
             (None, Some(upload)) => {
                 upload.rename(to, mode).await?;
                 [from.0, to.0].iter().for_each(|folder| self.mirror.tell_listing(*folder));

@@ -43,6 +43,8 @@ refusals! {
     /// An image was needed, a folder is there.
     IsAFolder, "IS_A_FOLDER", FailedPrecondition;
     NotEmpty, "NOT_EMPTY", FailedPrecondition;
+    /// An image has as many names as it can have.
+    TooManyLinks, "TOO_MANY_LINKS", FailedPrecondition;
     /// A folder would come to lie in itself.
     IntoItself, "INTO_ITSELF", InvalidArgument;
     /// A folder would lie below the deepest level.

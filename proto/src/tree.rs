@@ -62,4 +62,6 @@ pub enum RenameMode {
     /// An empty folder gives way to a folder, an image to an image.
     Replace,
     NoReplace,
+    /// The two change places, whatever they are; both must exist.
+    Exchange,
 }

@@ -27,7 +27,6 @@ pub(super) async fn cmd_info(args: &InfoArgs, context: &Context) -> anyhow::Resu
     let os = &image.os;
     let known = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let mut rows = vec![
-        ("Path", item.path.to_string()),
         ("Id", image.id.to_string()),
         ("Size", format!("{} ({} bytes)", output::bytes(image.size_bytes), image.size_bytes)),
         ("Format", image.format.to_string()),
@@ -38,6 +37,7 @@ pub(super) async fn cmd_info(args: &InfoArgs, context: &Context) -> anyhow::Resu
         ("Modified", output::time(image.modified)),
         ("Inode", image.ino.to_string()),
     ];
+    rows.splice(0..0, item.paths.iter().map(|path| ("Path", path.clone())));
     if let Some(facts) = &image.facts {
         rows.extend(told(facts));
     }

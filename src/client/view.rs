@@ -18,6 +18,8 @@ pub(crate) struct Item {
     pub(crate) kind: ItemKind,
     /// Of one that was asked for by itself: others with its bytes.
     pub(crate) twins: Vec<Image>,
+    /// Of an image that was asked for by itself: all its paths, the oldest first.
+    pub(crate) paths: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +34,7 @@ impl TryFrom<pb::Listing> for Item {
         Ok(Self {
             path: listing.path.parse()?,
             twins: listing.twins.into_iter().map(Image::try_from).collect::<Result<_, _>>()?,
+            paths: listing.paths,
             entry: listing.entry.map(Entry::try_from).transpose()?,
             kind: match listing.node.ok_or(Malformed::Missing("node"))? {
                 listing::Node::Folder(folder) => ItemKind::Folder(folder.try_into()?),
@@ -63,6 +66,7 @@ impl Item {
             ino: ino.0,
             mode: format!("{mode:04o}"),
             modify_time: output::time(modified),
+            paths: self.paths.clone(),
             image: image.map(ImageJson::of),
         }
     }
@@ -76,6 +80,8 @@ pub(crate) struct ItemJson {
     ino: u64,
     mode: String,
     modify_time: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    paths: Vec<String>,
     #[serde(flatten)]
     image: Option<ImageJson>,
 }

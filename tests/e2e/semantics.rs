@@ -2,6 +2,7 @@
 
 mod deleting;
 mod failing;
+mod links;
 mod names;
 mod showing;
 mod storing;

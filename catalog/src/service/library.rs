@@ -41,7 +41,7 @@ fn listing(path: &LibraryPath, entry: Option<Entry>, node: Node) -> pb::Listing 
         Node::Image(image) => listing::Node::Image((*image).into()),
     };
     let (path, entry) = (path.to_string(), entry.map(Into::into));
-    pb::Listing { path, entry, node: Some(node), twins: Vec::new() }
+    pb::Listing { path, entry, node: Some(node), twins: Vec::new(), paths: Vec::new() }
 }
 
 /// A folder of which a list has come as far as a name.
@@ -117,12 +117,13 @@ impl LibraryService for Library {
                 },
             };
             let (entry, node) = library::find(rows, &path)?;
-            let twins = match &node {
-                Node::Image(image) => rows.twins(image)?,
-                Node::Folder(_) => Vec::new(),
+            let (twins, paths) = match &node {
+                Node::Image(image) => (rows.twins(image)?, library::paths_of(rows, image.ino)?),
+                Node::Folder(_) => (Vec::new(), Vec::new()),
             };
             let twins = twins.into_iter().map(Into::into).collect();
-            Ok(pb::Listing { twins, ..listing(&path, entry, node) })
+            let paths = paths.iter().map(ToString::to_string).collect();
+            Ok(pb::Listing { twins, paths, ..listing(&path, entry, node) })
         });
         Ok(Response::new(found.await?))
     }
@@ -203,6 +204,15 @@ impl LibraryService for Library {
             self.0.store.read(check).await?;
         }
         self.commit(&request.request_id, Verb::Rename { from, to, mode }).await
+    }
+
+    async fn link(
+        &self,
+        request: Request<pb::LinkRequest>,
+    ) -> Result<Response<pb::Change>, Status> {
+        let pb::LinkRequest { request_id, ino, place } = request.into_inner();
+        let place = Place::try_from(place)?;
+        self.commit(&request_id, Verb::Link { ino: Ino(ino), place }).await
     }
 
     async fn set_attributes(

@@ -41,6 +41,11 @@ pub(crate) enum Verb {
         to: Place,
         mode: RenameMode,
     },
+    /// One more name for an image.
+    Link {
+        ino: Ino,
+        place: Place,
+    },
     Register {
         hello: Hello,
     },
@@ -139,6 +144,7 @@ impl Verb {
             Self::MakeFolder { .. } => "make_folder",
             Self::RemoveFolder { .. } => "remove_folder",
             Self::Rename { .. } => "rename",
+            Self::Link { .. } => "link",
             Self::Register { .. } => "register",
             Self::ApplyFiles { .. } => "apply_files",
             Self::BeginUpload { .. } => "begin_upload",
@@ -358,6 +364,7 @@ fn decide(
         Verb::MakeFolder { place, mode } => library::make_folder(edits, place, *mode, now)?,
         Verb::RemoveFolder { place } => library::remove_folder(edits, place, now)?,
         Verb::Rename { from, to, mode } => library::rename(edits, from, to, *mode, now)?,
+        Verb::Link { ino, place } => library::link(edits, *ino, place, now)?,
         Verb::Register { hello } => nodes::register(edits, hello, now)?,
         Verb::ApplyFiles { volume, changes } => {
             return Ok(Outcome::Images(reconcile::apply(edits, *volume, changes, now)?));

@@ -278,6 +278,7 @@ impl From<RenameMode> for pb::RenameMode {
         match mode {
             RenameMode::Replace => Self::Unspecified,
             RenameMode::NoReplace => Self::NoReplace,
+            RenameMode::Exchange => Self::Exchange,
         }
     }
 }
@@ -287,6 +288,7 @@ impl From<pb::RenameMode> for RenameMode {
         match mode {
             pb::RenameMode::Unspecified => Self::Replace,
             pb::RenameMode::NoReplace => Self::NoReplace,
+            pb::RenameMode::Exchange => Self::Exchange,
         }
     }
 }

@@ -19,7 +19,7 @@ const COMPARE_EVERY: usize = 10;
 
 /// What a mount shows; every name is also looked up, so that listings and lookups must agree.
 fn model_of(mount: &std::path::Path) -> Model {
-    fn below(dir: &std::path::Path, prefix: &Path, model: &mut Model) {
+    fn below(dir: &std::path::Path, prefix: &Path, model: &mut Model, links: &mut Vec<(u64, u64)>) {
         for entry in fs::read_dir(dir).expect("a listing") {
             let entry = entry.expect("an entry");
             let mut path = prefix.clone();
@@ -27,16 +27,23 @@ fn model_of(mount: &std::path::Path) -> Model {
             let meta = fs::symlink_metadata(entry.path()).expect("what is listed is there");
             assert_eq!(entry.ino(), meta.ino(), "d_ino is st_ino");
             let node = if meta.is_dir() {
-                below(&entry.path(), &path, model);
+                below(&entry.path(), &path, model, links);
                 Node::Folder
             } else {
                 Node::Image(meta.ino())
             };
+            if meta.is_file() {
+                links.push((meta.ino(), meta.nlink()));
+            }
             assert_eq!(model.0.insert(path, node), None, "listed once");
         }
     }
     let mut model = Model::default();
-    below(mount, &Path::new(), &mut model);
+    let mut links = Vec::new();
+    below(mount, &Path::new(), &mut model, &mut links);
+    for (ino, links) in links {
+        assert_eq!(model.links(ino) as u64, links, "each name counts");
+    }
     model
 }
 
@@ -48,6 +55,10 @@ fn carry_out(mount: &std::path::Path, op: &Op) -> io::Result<()> {
         Op::Rename { from, to, no_replace: false } => fs::rename(at(from), at(to)),
         Op::Rename { from, to, no_replace: true } => {
             Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::NOREPLACE)?)
+        }
+        Op::Link { from, to } => fs::hard_link(at(from), at(to)),
+        Op::Exchange { from, to } => {
+            Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::EXCHANGE)?)
         }
         Op::Create(path) => io::Write::write_all(&mut fs::File::create_new(at(path))?, b"bytes"),
         Op::Unlink(path) => fs::remove_file(at(path)),

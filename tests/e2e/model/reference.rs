@@ -24,6 +24,15 @@ pub(crate) enum Op {
         to: Path,
         no_replace: bool,
     },
+    /// `to` becomes one more name of the image at `from`.
+    Link {
+        from: Path,
+        to: Path,
+    },
+    Exchange {
+        from: Path,
+        to: Path,
+    },
     /// A file is made, written and closed.
     Create(Path),
     Unlink(Path),
@@ -47,7 +56,9 @@ impl Op {
             | Self::RemoveFolder(path)
             | Self::Create(path)
             | Self::Unlink(path) => beyond(path),
-            Self::Rename { from, to, .. } => beyond(from) || beyond(to),
+            Self::Rename { from, to, .. }
+            | Self::Link { from, to }
+            | Self::Exchange { from, to } => beyond(from) || beyond(to),
         }
     }
 }
@@ -78,6 +89,8 @@ impl Model {
             Op::MakeFolder(path) => self.make_folder(path),
             Op::RemoveFolder(path) => self.remove_folder(path),
             Op::Rename { from, to, no_replace } => self.rename(from, to, *no_replace),
+            Op::Link { from, to } => self.link(from, to),
+            Op::Exchange { from, to } => self.exchange(from, to),
             Op::Create(path) => {
                 self.parent(path)?;
                 if self.get(path).is_some() {
@@ -125,6 +138,66 @@ impl Model {
         }
     }
 
+    /// Names of an image.
+    pub(crate) fn links(&self, ino: u64) -> usize {
+        self.0.values().filter(|node| **node == Node::Image(ino)).count()
+    }
+
+    fn link(&mut self, from: &Path, to: &Path) -> Result<(), Errnos> {
+        self.parent(from)?;
+        let Some(node) = self.get(from) else { return Err(&[libc::ENOENT]) };
+        self.parent(to)?;
+        match (node, self.get(to)) {
+            (Node::Folder, Some(_)) => Err(&[libc::EEXIST, libc::EPERM]),
+            (Node::Folder, None) => Err(&[libc::EPERM]),
+            (Node::Image(_), Some(_)) => Err(&[libc::EEXIST]),
+            (Node::Image(_), None) => {
+                self.0.insert(to.clone(), node);
+                Ok(())
+            }
+        }
+    }
+
+    fn exchange(&mut self, from: &Path, to: &Path) -> Result<(), Errnos> {
+        self.parent(from)?;
+        self.parent(to)?;
+        let (Some(one), Some(other)) = (self.get(from), self.get(to)) else {
+            return Err(&[libc::ENOENT]);
+        };
+        let is_folder_above =
+            |a: &Path, b: &Path| a != b && b.starts_with(a) && self.get(a) == Some(Node::Folder);
+        if is_folder_above(from, to) || is_folder_above(to, from) {
+            return Err(&[libc::EINVAL]);
+        }
+        if from == to || (one == other && one != Node::Folder) {
+            return Ok(());
+        }
+        if self.is_too_deep(from, to) || self.is_too_deep(to, from) {
+            return Err(&[libc::ENAMETOOLONG]);
+        }
+        let moves = [(from, to), (to, from)].map(|(from, to)| (self.below(from), from, to));
+        let mut moved = Vec::new();
+        for (below, from, to) in moves {
+            for path in below {
+                let node = self.0.remove(&path).expect("listed");
+                moved.push((to.iter().chain(&path[from.len()..]).cloned().collect(), node));
+            }
+        }
+        self.0.extend(moved);
+        Ok(())
+    }
+
+    /// What lies at a path and below it.
+    fn below(&self, path: &Path) -> Vec<Path> {
+        self.0.keys().filter(|it| it.starts_with(path)).cloned().collect()
+    }
+
+    fn is_too_deep(&self, from: &Path, to: &Path) -> bool {
+        let below = self.below(from);
+        let mut folders = below.iter().filter(|path| self.0[*path] == Node::Folder);
+        folders.any(|path| path.len() - from.len() + to.len() > FOLDER_DEPTH_MAX)
+    }
+
     fn rename(&mut self, from: &Path, to: &Path, no_replace: bool) -> Result<(), Errnos> {
         self.parent(from)?;
         self.parent(to)?;
@@ -139,11 +212,11 @@ impl Model {
         if to.starts_with(from) {
             return Err(&[libc::EINVAL]);
         }
-        let below: Vec<Path> = self.0.keys().filter(|it| it.starts_with(from)).cloned().collect();
-        let too_deep = below
-            .iter()
-            .filter(|path| self.0[*path] == Node::Folder)
-            .any(|path| path.len() - from.len() + to.len() > FOLDER_DEPTH_MAX);
+        // Two names of one image are left as they are.
+        if matches!(moved, Node::Image(_)) && target == Some(moved) {
+            return Ok(());
+        }
+        let (below, too_deep) = (self.below(from), self.is_too_deep(from, to));
         match (moved, target) {
             (Node::Folder, Some(Node::Image(_))) if too_deep => {
                 return Err(&[libc::ENAMETOOLONG, libc::ENOTDIR]);
@@ -183,6 +256,8 @@ pub(crate) enum Step {
     MakeFolder(Pick),
     RemoveFolder(Pick),
     Rename(Pick, Pick, bool),
+    Link(Pick, Pick),
+    Exchange(Pick, Pick),
     Create(Pick),
     Unlink(Pick),
 }
@@ -210,6 +285,8 @@ impl Step {
             Self::Rename(from, to, no_replace) => {
                 Op::Rename { from: from.path(model), to: to.path(model), no_replace: *no_replace }
             }
+            Self::Link(from, to) => Op::Link { from: from.path(model), to: to.path(model) },
+            Self::Exchange(a, b) => Op::Exchange { from: a.path(model), to: b.path(model) },
             Self::Create(pick) => Op::Create(pick.path(model)),
             Self::Unlink(pick) => Op::Unlink(pick.path(model)),
         }
@@ -221,20 +298,22 @@ fn pick() -> impl Strategy<Value = Pick> {
         .prop_map(|(existing, child)| Pick { existing, child })
 }
 
-/// The operations on folders and names.
+/// The operations on names.
 pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => pick().prop_map(Step::MakeFolder),
         1 => pick().prop_map(Step::RemoveFolder),
         4 => (pick(), pick(), any::<bool>()).prop_map(|(a, b, c)| Step::Rename(a, b, c)),
+        2 => (pick(), pick()).prop_map(|(a, b)| Step::Link(a, b)),
+        2 => (pick(), pick()).prop_map(|(a, b)| Step::Exchange(a, b)),
+        2 => pick().prop_map(Step::Unlink),
     ]
 }
 
-/// Those, and files made and removed.
+/// Those, and files made.
 pub(crate) fn step_on_a_mount() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => step(),
-        2 => pick().prop_map(Step::Create),
-        1 => pick().prop_map(Step::Unlink),
+        5 => step(),
+        1 => pick().prop_map(Step::Create),
     ]
 }

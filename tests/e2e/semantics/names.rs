@@ -105,8 +105,8 @@ fn a_rename_replaces_its_like() {
     fs::rename(at("x"), at("empty")).expect("an empty folder gives way");
     assert!(!at("x").exists());
     fs::rename(at("empty"), at("empty")).expect("onto itself changes nothing");
-    let exchange = renameat_with(CWD, at("empty"), CWD, at("full"), RenameFlags::EXCHANGE);
-    assert_eq!(errno(exchange.map_err(io::Error::from)), EINVAL);
+    let whiteout = renameat_with(CWD, at("empty"), CWD, at("full"), RenameFlags::WHITEOUT);
+    assert_eq!(errno(whiteout.map_err(io::Error::from)), EINVAL);
 
     // An image gives way to an image, and can be had back; whoever reads it reads on.
     let open = File::open(at("other/b.iso")).expect("opened");
