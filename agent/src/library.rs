@@ -356,6 +356,7 @@ pub(crate) mod tests {
             ino: Ino(ino),
             content: ContentId::from_bytes([n; 16]),
             hashes: None,
+            flat_names: Vec::new(),
             facts: None,
             filename: format!("{n}.iso"),
             size_bytes: 1,

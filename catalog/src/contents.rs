@@ -129,10 +129,11 @@ fn merge(
     info!(image = %first.id, same = %second.id, name = first.filename, "one image in several places");
     remove_entry(edits, entry, now)?;
     edits.add_alias(second.id, first.id)?;
-    let replicas = second.replicas.clone();
+    let (replicas, names) = (second.replicas.clone(), second.flat_names.clone());
     edits.write(Delta::Image(Edit::Removed(second)))?;
     let mut after = first.clone();
     after.replicas.extend(replicas);
+    after.flat_names.extend(names);
     edits.write(Delta::Image(Edit::Changed { before: first, after }))
 }
 

@@ -7,7 +7,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::Core;
-use crate::store::Verb;
+use crate::store::{Outcome, Verb};
 
 const UPLOADS_EVERY: Duration = Duration::from_secs(2);
 const TRASH_EVERY: Duration = Duration::from_secs(60);
@@ -17,6 +17,9 @@ pub(crate) async fn run(core: Core) {
     uploads.set_missed_tick_behavior(MissedTickBehavior::Delay);
     trash.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut aged = Instant::now();
+    if let Err(refusal) = name_images(&core).await {
+        warn!(error = %refusal, "some images have no flat name; they are named at the next start");
+    }
     loop {
         let done = tokio::select! {
             _ = uploads.tick() => give_up_uploads(&core).await,
@@ -28,6 +31,17 @@ pub(crate) async fn run(core: Core) {
         };
         if let Err(refusal) = done {
             warn!(error = %refusal, "housekeeping failed; it is tried again");
+        }
+    }
+}
+
+/// A database of an earlier version has no flat names.
+async fn name_images(core: &Core) -> Result<(), isotope_proto::refusal::Refusal> {
+    let mut after = None;
+    loop {
+        match core.commit(None, Verb::NameImages { after }).await?.outcome {
+            Outcome::NamedTo(Some(last)) => after = Some(last),
+            _ => return Ok(()),
         }
     }
 }

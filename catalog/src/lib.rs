@@ -12,6 +12,7 @@ mod housekeeping;
 mod keepers;
 mod leases;
 mod library;
+mod naming;
 mod nodes;
 mod placement;
 mod pools;

@@ -5,7 +5,7 @@ use isotope_proto::change::{Delta, Edit};
 use isotope_proto::cluster::Pool;
 use isotope_proto::id::{Ino, PoolId};
 use isotope_proto::image::Image;
-use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, LibraryPath};
+use isotope_proto::name::{EntryName, FOLDER_DEPTH_MAX, FolderPath, LibraryPath, VIEWS};
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Attributes, Entry, Folder, FolderRef, Place, RenameMode};
@@ -132,6 +132,23 @@ pub(crate) fn make_folder(
     make_folder_in(edits, parent.ino, &place.name, mode, now).map(drop)
 }
 
+/// Whether it is the name of the views, which no entry can have.
+pub(crate) fn is_views(parent: Ino, name: &EntryName) -> bool {
+    parent == Ino::ROOT && name.as_str() == VIEWS
+}
+
+/// Refuses a name that something has, that somebody is writing a file under, or that stands for the
+/// views.
+fn check_free(rows: &Rows<'_>, parent: Ino, name: &EntryName) -> Result<(), Refusal> {
+    if rows.entry(parent, name)?.is_some() || is_views(parent, name) {
+        return refuse(Reason::Exists, format!("{name} exists"));
+    }
+    if rows.is_reserved(parent, name)? {
+        return refuse(Reason::Exists, format!("{name} is being written"));
+    }
+    Ok(())
+}
+
 /// Makes one folder and returns it.
 pub(crate) fn make_folder_in(
     edits: &mut Edits<'_>,
@@ -140,12 +157,7 @@ pub(crate) fn make_folder_in(
     mode: u32,
     now: Timestamp,
 ) -> Result<Ino, Refusal> {
-    if edits.entry(parent, name)?.is_some() {
-        return refuse(Reason::Exists, format!("{name} exists"));
-    }
-    if edits.is_reserved(parent, name)? {
-        return refuse(Reason::Exists, format!("{name} is being written"));
-    }
+    check_free(edits, parent, name)?;
     if lineage(edits, parent)?.len() >= FOLDER_DEPTH_MAX {
         return too_deep(name);
     }
@@ -220,12 +232,7 @@ pub(crate) fn link(
     let Node::Image(image) = node(edits, ino)? else {
         return refuse(Reason::NotPermitted, "a folder has one name only".to_owned());
     };
-    if edits.entry(parent.ino, name)?.is_some() {
-        return refuse(Reason::Exists, format!("{name} exists"));
-    }
-    if edits.is_reserved(parent.ino, name)? {
-        return refuse(Reason::Exists, format!("{name} is being written"));
-    }
+    check_free(edits, parent.ino, name)?;
     if edits.entries_to(ino)?.len() >= LINKS_MAX {
         let text = format!("the image has {LINKS_MAX} names, and cannot have more");
         return refuse(Reason::TooManyLinks, text);
@@ -255,6 +262,9 @@ pub(crate) fn rename(
     let Some(entry) = edits.entry(from_parent.ino, &from.name)? else {
         return refuse(Reason::NotFound, format!("{}: no such file or folder", from.name));
     };
+    if is_views(to_parent.ino, &to.name) {
+        return refuse(Reason::Exists, format!("{} exists", to.name));
+    }
     let target = edits.entry(to_parent.ino, &to.name)?;
     if let Some(target) = &target {
         if mode == RenameMode::NoReplace {

@@ -176,6 +176,7 @@ mod tests {
             ino: Ino(ino),
             content: ContentId::from_bytes([n; 16]),
             hashes: None,
+            flat_names: Vec::new(),
             facts: None,
             filename: file.to_owned(),
             size_bytes: 1,

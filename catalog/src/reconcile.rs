@@ -10,7 +10,7 @@ use isotope_proto::report::{Description, FileChange, FileEvent, FoundFile};
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, FOLDER_MODE, IMAGE_MODE};
 
-use crate::library::{add_entry, make_folder_in, remove_entry, touch};
+use crate::library::{add_entry, is_views, make_folder_in, remove_entry, touch};
 use crate::store::Edits;
 use crate::uploads::free_name;
 
@@ -188,6 +188,7 @@ impl Report<'_, '_> {
             size_bytes: file.stamp.size_bytes,
             format: file.format,
             os: file.os.clone(),
+            flat_names: Vec::new(),
             facts: file.facts.clone(),
             mode,
             created: self.now,
@@ -252,6 +253,7 @@ impl Report<'_, '_> {
         let mut at = Ino::ROOT;
         for name in path.names().iter().take(FOLDER_DEPTH_MAX) {
             at = match self.edits.entry(at, name)? {
+                None if is_views(at, name) => break,
                 None => make_folder_in(self.edits, at, name, FOLDER_MODE, self.now)?,
                 Some(entry) if self.edits.folder(entry.ino)?.is_some() => entry.ino,
                 Some(_) => break,
@@ -270,7 +272,7 @@ mod tests {
     use isotope_proto::upload::{Existing, Sealed, TaskDone, UploadRequest};
 
     use super::*;
-    use crate::library::{self, Node};
+    use crate::library::{self, Node, is_views};
     use crate::store::tests::{VOLUMES, store};
     use crate::store::{Outcome, Store, Verb};
 

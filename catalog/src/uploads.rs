@@ -14,7 +14,8 @@ use isotope_proto::upload::{
 };
 
 use crate::library::{
-    Node, add_entry, folder, make_folder_in, node, path_of, remove_entry, touch, touch_image,
+    Node, add_entry, folder, is_views, make_folder_in, node, path_of, remove_entry, touch,
+    touch_image,
 };
 use crate::store::{Edits, Reserved, Rows};
 
@@ -52,6 +53,9 @@ pub(crate) fn begin(
 /// The folder of a name that may be reserved.
 fn free_place(rows: &Rows<'_>, place: &Place, existing: Existing) -> Result<Ino, Refusal> {
     let (parent, name) = (folder(rows, &place.folder)?, &place.name);
+    if is_views(parent.ino, name) {
+        return Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder")));
+    }
     if rows.is_reserved(parent.ino, name)? {
         let text = format!("{name} is being written by somebody else");
         return Err(Refusal::new(Reason::InUse, text));
@@ -112,6 +116,7 @@ pub(crate) fn publish(
         size_bytes: sealed.stamp.size_bytes,
         format: sealed.format,
         os: sealed.os.clone(),
+        flat_names: Vec::new(),
         facts: sealed.facts.clone(),
         mode: set.mode.unwrap_or(mode),
         created: now,
@@ -237,7 +242,7 @@ pub(crate) fn restore(
     image: ImageId,
     now: Timestamp,
 ) -> Result<(), Refusal> {
-    let Some(Trashed { image, paths, .. }) = edits.trashed(image)? else {
+    let Some(Trashed { mut image, paths, .. }) = edits.trashed(image)? else {
         return Err(Refusal::new(Reason::NotFound, format!("{image} is not in the trash")));
     };
     edits.take_from_trash(image.id)?;
@@ -245,6 +250,12 @@ pub(crate) fn restore(
         edits.set_task(replica.volume, &task(FileTaskKind::Restore, image.id, replica))?;
     }
     let ino = image.ino;
+    for name in std::mem::take(&mut image.flat_names) {
+        // What came in its place meanwhile may have taken it over.
+        if !edits.is_flat_name(&name)? {
+            image.flat_names.push(name);
+        }
+    }
     edits.write(Delta::Image(Edit::Made(image)))?;
     for path in paths {
         let path: LibraryPath = path.parse()?;
@@ -275,7 +286,10 @@ pub(crate) fn free_name(
 ) -> Result<EntryName, Refusal> {
     let mut candidate = name.clone();
     let mut tries = 1_u32;
-    while rows.entry(folder, &candidate)?.is_some() || rows.is_reserved(folder, &candidate)? {
+    while is_views(folder, &candidate)
+        || rows.entry(folder, &candidate)?.is_some()
+        || rows.is_reserved(folder, &candidate)?
+    {
         let numbered = if tries == 1 { addition.to_owned() } else { format!("{addition}.{tries}") };
         candidate = name.with_addition(&numbered);
         tries += 1;

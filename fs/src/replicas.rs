@@ -123,6 +123,7 @@ mod tests {
             size_bytes: 1,
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            flat_names: Vec::new(),
             facts: None,
             mode: 0,
             created: Timestamp(0),

@@ -504,6 +504,7 @@ mod tests {
             size_bytes: 1,
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            flat_names: Vec::new(),
             facts: None,
             mode: 0o664,
             created: Timestamp(0),

@@ -8,6 +8,8 @@ use crate::time::Timestamp;
 use crate::tree::{Entry, Folder};
 
 /// One record of the library, as lists carry it.
+// Images are the many, and as large.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     Folder(Folder),

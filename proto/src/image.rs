@@ -5,7 +5,7 @@ use std::fmt;
 use crate::digest::{Blake3, Sha256};
 use crate::facts::Facts;
 use crate::id::{ContentId, ImageId, Ino, VolumeId};
-use crate::name::VolumePath;
+use crate::name::{EntryName, VolumePath};
 use crate::time::Timestamp;
 
 /// What "unchanged" means for a file in a volume. The ctime is left out: renames of our own,
@@ -175,6 +175,9 @@ pub struct Image {
     pub size_bytes: u64,
     pub format: ImageFormat,
     pub os: Os,
+    /// Under these it is found in the flat views, for as long as it is in the library: its own,
+    /// then those of images that became one with it.
+    pub flat_names: Vec<EntryName>,
     /// What its bytes say; none where they have not been looked at.
     pub facts: Option<Box<Facts>>,
     /// Permission bits, `0o7777` at most.

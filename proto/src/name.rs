@@ -7,6 +7,9 @@ use std::sync::Arc;
 /// Levels of folders below the root.
 pub const FOLDER_DEPTH_MAX: usize = 5;
 
+/// In the root, the folder of the views that a mount makes of the library: nothing else has the name.
+pub const VIEWS: &str = ".views";
+
 /// Why a text is no name or path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {

@@ -176,6 +176,7 @@ mod tests {
             size_bytes: 0,
             format: ImageFormat::Iso,
             os: Os::unknown(),
+            flat_names: Vec::new(),
             facts: None,
             mode: 0,
             created: Timestamp(0),

@@ -4,7 +4,7 @@ use isotope_proto::change::Record;
 use isotope_proto::digest::{Blake3, Sha256};
 use isotope_proto::id::{ContentId, ImageId, Ino, VolumeId};
 use isotope_proto::image::{Hashes, Image, ImageFormat, Os, OsFamily, Replica, Stamp};
-use isotope_proto::name::VolumePath;
+use isotope_proto::name::{EntryName, VolumePath};
 use isotope_proto::refusal::Refusal;
 use isotope_proto::time::Timestamp;
 use isotope_proto::wire::{decode_checked, decode_facts};
@@ -20,6 +20,7 @@ const TWINS_MAX: u32 = 16;
 const IMAGE: &str = "SELECT image.id, ino, content, filename, size_bytes, format, os_family,
     os_distribution, os_version, os_arch, mode, created_ns, modified_ns, changed_ns, facts, sha256,
     blake3 FROM image JOIN content ON content.id = image.content";
+const FLAT_NAME: &str = "SELECT name, image FROM flat_name";
 const REPLICA: &str =
     "SELECT volume, path, inode, size_bytes, mtime_ns, image, checked FROM replica";
 
@@ -108,10 +109,31 @@ impl Rows<'_> {
         let Some(mut image) = image else { return Ok(None) };
         let sql = format!("{REPLICA} WHERE image = ?1 ORDER BY volume, path");
         image.replicas = self.all(&sql, [image.id.as_bytes()], replica_of)?;
+        let sql = format!("{FLAT_NAME} WHERE image = ?1 ORDER BY rank");
+        image.flat_names = self.all(&sql, [image.id.as_bytes()], flat_name_of)?;
         Ok(Some(image))
     }
 
-    /// Images merged with their replicas: two sorted cursors instead of a query an image.
+    /// Whether a flat name is some image's.
+    pub(crate) fn is_flat_name(&self, name: &EntryName) -> Result<bool, Refusal> {
+        let sql = "SELECT 1 FROM flat_name WHERE name = ?1";
+        Ok(self.one(sql, [name.as_str()], |_| Ok(()))?.is_some())
+    }
+
+    /// Some images that have no flat name, by their ids, behind one of them.
+    pub(crate) fn images_without_flat_name(
+        &self,
+        after: Option<ImageId>,
+    ) -> Result<Vec<ImageId>, Refusal> {
+        let sql = "SELECT id FROM image WHERE id > ?1
+                   AND NOT EXISTS (SELECT 1 FROM flat_name WHERE image = image.id)
+                   ORDER BY id LIMIT ?2";
+        let after = after.map(|it| it.as_bytes().to_vec()).unwrap_or_default();
+        let most = i64::try_from(PIECE_RECORDS).unwrap_or(i64::MAX);
+        self.all(sql, (after, most), |row| Ok(ImageId::from_bytes(row.get(0)?)))
+    }
+
+    /// Images merged with their replicas and names: sorted cursors instead of queries an image.
     pub(super) fn image_pieces(
         &self,
         take: &mut impl FnMut(Vec<Record>) -> bool,
@@ -123,6 +145,12 @@ impl Rows<'_> {
             .query_map([], |row| Ok((ImageId::from_bytes(row.get(5)?), replica_of(row)?)))
             .map_err(storage)?
             .peekable();
+        let mut names =
+            self.db.prepare(&format!("{FLAT_NAME} ORDER BY image, rank")).map_err(storage)?;
+        let mut names = names
+            .query_map([], |row| Ok((ImageId::from_bytes(row.get(1)?), flat_name_of(row)?)))
+            .map_err(storage)?
+            .peekable();
         let mut piece = Vec::with_capacity(PIECE_RECORDS);
         for image in images.query_map([], image_of).map_err(storage)? {
             let mut image = image.map_err(storage)?;
@@ -131,6 +159,11 @@ impl Rows<'_> {
             {
                 image.replicas.push(next.map_err(storage)?.1);
             }
+            while let Some(next) =
+                names.next_if(|next| next.as_ref().map_or(true, |(owner, _)| *owner == image.id))
+            {
+                image.flat_names.push(next.map_err(storage)?.1);
+            }
             piece.push(Record::Image(image));
             if piece.len() == PIECE_RECORDS && !take(std::mem::take(&mut piece)) {
                 return Ok(false);
@@ -138,6 +171,10 @@ impl Rows<'_> {
         }
         Ok(piece.is_empty() || take(piece))
     }
+}
+
+fn flat_name_of(row: &Row<'_>) -> rusqlite::Result<EntryName> {
+    parsed(row, 0, |name: String| EntryName::parse(&name))
 }
 
 fn replica_of(row: &Row<'_>) -> rusqlite::Result<Replica> {
@@ -153,7 +190,7 @@ fn replica_of(row: &Row<'_>) -> rusqlite::Result<Replica> {
     })
 }
 
-/// Without its replicas.
+/// Without its replicas and flat names.
 fn image_of(row: &Row<'_>) -> rusqlite::Result<Image> {
     Ok(Image {
         id: ImageId::from_bytes(row.get(0)?),
@@ -174,6 +211,7 @@ fn image_of(row: &Row<'_>) -> rusqlite::Result<Image> {
         changed: Timestamp(row.get(13)?),
         facts: known(row, 14, |bytes: Vec<u8>| decode_facts(&bytes).map(Box::new))?,
         hashes: hashes_of(row, 15)?,
+        flat_names: Vec::new(),
         replicas: Vec::new(),
     })
 }

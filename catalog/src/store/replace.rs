@@ -70,6 +70,7 @@ pub(super) fn replace(
     for table in [
         "entry",
         "replica",
+        "flat_name",
         "image",
         "folder",
         "inode",

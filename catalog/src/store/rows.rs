@@ -189,7 +189,7 @@ impl<'a> Rows<'a> {
 
     /// Every record, in pieces, each before those that refer to it; ends early when `take` says
     /// that nobody wants more.
-    pub(super) fn each_record(
+    pub(crate) fn each_record(
         &self,
         mut take: impl FnMut(Vec<Record>) -> bool,
     ) -> Result<(), Refusal> {

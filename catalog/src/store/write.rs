@@ -5,6 +5,7 @@ use isotope_proto::change::{Delta, Edit};
 use isotope_proto::cluster::{Node, Pool, Volume};
 use isotope_proto::id::{ContentId, EntryId, ImageId, Ino, PoolId};
 use isotope_proto::image::Image;
+use isotope_proto::name::EntryName;
 use isotope_proto::refusal::Refusal;
 use isotope_proto::tree::{Entry, Folder};
 use isotope_proto::wire::{encode_checked, encode_facts};
@@ -29,6 +30,10 @@ impl<'a> std::ops::Deref for Edits<'a> {
 impl<'a> Edits<'a> {
     pub(super) fn new(db: &'a Connection) -> Self {
         Self { rows: Rows::new(db), deltas: Vec::new() }
+    }
+
+    pub(crate) fn deltas(&self) -> &[Delta] {
+        &self.deltas
     }
 
     pub(super) fn into_deltas(self) -> Vec<Delta> {
@@ -142,6 +147,7 @@ impl<'a> Edits<'a> {
         let image = edit.subject();
         let (id, ino) = (image.id.as_bytes(), sql_int(image.ino.0));
         self.execute("DELETE FROM replica WHERE image = ?1", [id])?;
+        self.execute("DELETE FROM flat_name WHERE image = ?1", [id])?;
         if let Edit::Removed(_) = edit {
             self.execute("DELETE FROM image WHERE id = ?1", [id])?;
             self.execute("DELETE FROM inode WHERE ino = ?1", [ino])?;
@@ -186,6 +192,7 @@ impl<'a> Edits<'a> {
                 image.facts.as_deref().map(encode_facts),
             ],
         )?;
+        self.write_flat_names(image)?;
         if let Some(before) = edit.before().filter(|before| before.content != image.content) {
             self.drop_unused(before.content)?;
         }
@@ -205,6 +212,47 @@ impl<'a> Edits<'a> {
             )?;
         }
         Ok(())
+    }
+
+    fn write_flat_names(&self, image: &Image) -> Result<(), Refusal> {
+        for (rank, name) in (0_i64..).zip(&image.flat_names) {
+            self.execute(
+                "INSERT INTO flat_name (name, image, rank) VALUES (?1, ?2, ?3)",
+                params![name.as_str(), image.id.as_bytes(), rank],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// An image as this change leaves it.
+    pub(crate) fn image_now(&self, ino: Ino) -> Result<Option<Image>, Refusal> {
+        let here = self.deltas.iter().rev().find_map(|delta| match delta {
+            Delta::Image(edit) if edit.subject().ino == ino => Some(edit.after().cloned()),
+            _ => None,
+        });
+        here.map_or_else(|| self.image_of_ino(ino), Ok)
+    }
+
+    /// Gives an image its flat names. One that this change made or changed has them from the first.
+    pub(crate) fn name_flat(
+        &mut self,
+        image: Image,
+        flat_names: Vec<EntryName>,
+    ) -> Result<(), Refusal> {
+        let here = self.deltas.iter_mut().rev().find_map(|delta| match delta {
+            Delta::Image(Edit::Made(it) | Edit::Changed { after: it, .. }) if it.id == image.id => {
+                Some(it)
+            }
+            _ => None,
+        });
+        let Some(it) = here else {
+            let after = Image { flat_names, ..image.clone() };
+            return self.write(Delta::Image(Edit::Changed { before: image, after }));
+        };
+        it.flat_names = flat_names;
+        let named = it.clone();
+        self.execute("DELETE FROM flat_name WHERE image = ?1", [image.id.as_bytes()])?;
+        self.write_flat_names(&named)
     }
 
     /// A content lives while an image has it.

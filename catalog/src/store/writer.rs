@@ -21,7 +21,7 @@ use super::write::Edits;
 use super::{log, replace};
 use crate::contents::{self, Merged};
 use crate::feed::Feed;
-use crate::{clock, library, nodes, pools, rebuild, reconcile, uploads};
+use crate::{clock, library, naming, nodes, pools, rebuild, reconcile, uploads};
 
 /// Changes made durable by one sync: it bounds how long the first of them waits.
 const GROUP_MAX: usize = 64;
@@ -130,6 +130,10 @@ pub(crate) enum Verb {
     RemoveNode {
         node: NodeId,
     },
+    /// Flat names for some images that have none, behind one of them.
+    NameImages {
+        after: Option<ImageId>,
+    },
     /// Brings back what copies of the library have; as another life of the catalogue.
     Rebuild {
         copies: Arc<Vec<LibraryCopy>>,
@@ -166,6 +170,7 @@ impl Verb {
             Self::RemovePool { .. } => "remove_pool",
             Self::RenameNode { .. } => "rename_node",
             Self::RemoveNode { .. } => "remove_node",
+            Self::NameImages { .. } => "name_images",
             Self::Rebuild { .. } => "rebuild",
         }
     }
@@ -190,6 +195,8 @@ pub(crate) enum Outcome {
     Merged(Vec<Merged>),
     /// After `Abort`: it was published before.
     TooLate,
+    /// After `NameImages`: where to go on, if there may be more.
+    NamedTo(Option<ImageId>),
     Purged {
         images: u64,
         size_bytes: u64,
@@ -307,6 +314,7 @@ fn carry_out(
     }
     let mut edits = Edits::new(db);
     let outcome = decide(db, &mut edits, verb, now)?;
+    naming::settle(&mut edits)?;
     let standing = edits.revision()?;
     let deltas = edits.into_deltas();
     if deltas.is_empty() {
@@ -329,7 +337,7 @@ fn rebuild(
     let rows = Rows::new(db);
     let present = rows.copy()?;
     let changes = rows.changes_by_people()?;
-    let rebuilt = rebuild::merge(&present, copies, &rows.deleted_images()?);
+    let mut rebuilt = rebuild::merge(&present, copies, &rows.deleted_images()?);
     let mut change = Change {
         incarnation: present.mark.incarnation,
         revision: present.mark.revision,
@@ -347,6 +355,7 @@ fn rebuild(
         );
         return Err(Refusal::new(Reason::NotEmpty, text));
     }
+    naming::name_records(&mut rebuilt.records)?;
     change.incarnation = replace::replace(db, &rebuilt, now)?;
     change.revision = log::next_revision(db)?;
     let outcome = Outcome::Rebuilt(change.incarnation);
@@ -408,6 +417,9 @@ fn decide(
         Verb::RemovePool { name } => pools::remove(edits, name, now)?,
         Verb::RenameNode { node, to } => pools::rename_node(edits, *node, to)?,
         Verb::RemoveNode { node } => pools::remove_node(edits, *node)?,
+        Verb::NameImages { after } => {
+            return Ok(Outcome::NamedTo(naming::name_more(edits, *after)?));
+        }
         Verb::Rebuild { .. } => {
             return Err(Refusal::new(Reason::Malformed, "a rebuild is no change of a library"));
         }

@@ -177,6 +177,7 @@ impl From<Image> for pb::Image {
             size_bytes: image.size_bytes,
             format: pb::ImageFormat::from(image.format).into(),
             os: Some(image.os.into()),
+            flat_names: image.flat_names.iter().map(ToString::to_string).collect(),
             facts: facts_out(image.facts),
             sha256: image.hashes.map(|it| it.sha256.as_bytes().to_vec()).unwrap_or_default(),
             blake3: image.hashes.map(|it| it.blake3.as_bytes().to_vec()).unwrap_or_default(),
@@ -201,6 +202,11 @@ impl TryFrom<pb::Image> for Image {
             size_bytes: image.size_bytes,
             format: format_in(image.format)?,
             os: required("image.os", image.os)?.into(),
+            flat_names: image
+                .flat_names
+                .iter()
+                .map(|name| EntryName::parse(name))
+                .collect::<Result<_, _>>()?,
             facts: facts_in(image.facts),
             mode: image.mode & 0o7777,
             created: time_in("image.create_time", image.create_time)?,
