@@ -272,7 +272,7 @@ mod tests {
     use isotope_proto::upload::{Existing, Sealed, TaskDone, UploadRequest};
 
     use super::*;
-    use crate::library::{self, Node, is_views};
+    use crate::library::{self, Node};
     use crate::store::tests::{VOLUMES, store};
     use crate::store::{Outcome, Store, Verb};
 
