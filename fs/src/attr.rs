@@ -23,30 +23,30 @@ pub struct Owner {
 }
 
 pub(crate) fn of(ino: Ino, inode: &Inode, owner: Owner) -> FileAttr {
-    let (kind, size, mode, nlink, modified, changed, created) = match inode {
+    let (kind, size, mode, nlink, modified, changed) = match inode {
         Inode::Folder(it) => {
             // Its name, its own dot, and the `..` of each folder in it.
             let links = if it.listed { 2 + it.subfolders } else { 0 };
-            (FileType::Directory, 0, it.mode, links, it.modified, it.changed, it.created)
+            (FileType::Directory, 0, it.mode, links, it.modified, it.changed)
         }
         Inode::Image(it) => {
             let size = it.size_bytes;
-            (FileType::RegularFile, size, it.mode, it.links, it.modified, it.changed, it.created)
+            (FileType::RegularFile, size, it.mode, it.links, it.modified, it.changed)
         }
     };
-    file_attr(ino, owner, kind, size, mode, nlink, [modified, changed, created])
+    file_attr(ino, owner, kind, size, mode, nlink, [modified, changed])
 }
 
 /// A file that is being written, as its writer sees it under the inode that it opened.
 pub(crate) fn of_upload(ino: Ino, upload: &Upload, owner: Owner) -> FileAttr {
     let (size, mode, modified) = upload.shown();
-    let times = [modified, modified, modified];
+    let times = [modified; 2];
     file_attr(ino, owner, FileType::RegularFile, size, mode, 1, times)
 }
 
 /// What the kernel is shown where there is nothing: inode 0, to be cached as an absent name.
 pub(crate) fn absent(owner: Owner) -> FileAttr {
-    file_attr(Ino(0), owner, FileType::RegularFile, 0, 0, 0, [Timestamp(0); 3])
+    file_attr(Ino(0), owner, FileType::RegularFile, 0, 0, 0, [Timestamp(0); 2])
 }
 
 fn file_attr(
@@ -56,7 +56,7 @@ fn file_attr(
     size: u64,
     mode: u32,
     nlink: u32,
-    [modified, changed, created]: [Timestamp; 3],
+    [modified, changed]: [Timestamp; 2],
 ) -> FileAttr {
     let time = |at: Timestamp| SystemTime::from(at);
     FileAttr {
@@ -66,7 +66,7 @@ fn file_attr(
         atime: time(modified),
         mtime: time(modified),
         ctime: time(changed),
-        crtime: time(created),
+        crtime: time(modified),
         kind,
         perm: u16::try_from(mode & 0o7777).unwrap_or(0),
         nlink,

@@ -47,6 +47,11 @@ impl Contents {
         }
     }
 
+    /// The images of each content that several have.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = &[Ino]> {
+        self.shared.values().map(Vec::as_slice).filter(|images| images.len() > 1)
+    }
+
     /// Looks through all images, if there is a content of which only they can tell whether it is
     /// shared: once for a whole list, and then when an image comes to share another's.
     pub(crate) fn settle(&mut self, images: impl Iterator<Item = (ContentId, Ino)>) {

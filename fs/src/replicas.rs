@@ -49,7 +49,7 @@ pub(crate) fn routes(tree: &Tree, image: &ImageNode, health: &Health, now: Insta
     let all = own.chain(tree.twins(image).map(|twin| (Kin::Twin, twin)));
     let mut ranked = Vec::new();
     for (kin, image) in all {
-        for &volume in &image.volumes {
+        for &volume in image.volumes.iter() {
             for node in tree.holders(volume) {
                 let distrusted = health.distrusted(&node.address, now);
                 let rank = (distrusted, !connected.contains(&node.id), kin);
