@@ -27,7 +27,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::client::Client;
 use crate::config::Settings;
 use crate::output::Format;
-use crate::telemetry;
+use crate::telemetry::{self, Sink};
+
+pub(crate) use mount::helper::{called_as_one as mount_helper, run as run_mount_helper};
 
 /// One tree for a hypervisor cluster's ISO library.
 ///
@@ -49,6 +51,9 @@ struct Global {
     /// Print JSON: one object, or one a line where there are many
     #[arg(long, global = true)]
     json: bool,
+    /// Log to the system's log, for daemons that nobody watches
+    #[arg(long, global = true, hide = true)]
+    system_log: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +88,7 @@ struct Context {
     settings: Settings,
     format: Format,
     server: String,
+    sink: Sink,
 }
 
 impl Context {
@@ -97,10 +103,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if let Command::Config(args) = command {
         return config::cmd_config(&args, Format::of(global.json));
     }
-    let settings = crate::config::load()?.settings;
-    telemetry::init(&settings.log)?;
+    let named = match &command {
+        Command::Mount(args) => args.config()?,
+        _ => None,
+    };
+    let settings = crate::config::load(named.as_deref())?.settings;
+    let sink = if global.system_log { Sink::System } else { Sink::Stderr };
+    telemetry::init(&settings.log, sink)?;
     let server = global.server.unwrap_or_else(|| settings.catalog.url.clone());
-    let context = Context { settings, format: Format::of(global.json), server };
+    let context = Context { settings, format: Format::of(global.json), server, sink };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().max(2)))
         .enable_all()

@@ -120,7 +120,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Owner { uid: own_uid, gid: own_gid } = self.files.owner;
+        let Owner { uid: own_uid, gid: own_gid, .. } = self.files.owner;
         // Everything here belongs to one owner.
         if uid.is_some_and(|uid| uid != own_uid) || gid.is_some_and(|gid| gid != own_gid) {
             return reply.error(errno::of(&FsError::NotPermitted));
@@ -129,8 +129,12 @@ impl Filesystem for Adapter {
             TimeOrNow::SpecificTime(time) => time.into(),
             TimeOrNow::Now => clock::now(),
         });
-        let set = Attributes { mode: mode.map(|mode| mode & 0o7777), modified };
         let (files, ino, task) = (self.files.clone(), Ino(ino.0), req.pid());
+        let mode = match mode.map(|mode| files.mode_to_store(ino, mode, task)).transpose() {
+            Ok(mode) => mode,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let set = Attributes { mode, modified };
         let handle = fh.map(|fh| fh.0);
         self.runtime.spawn(async move {
             match files.set_attributes(ino, handle, size, set, task).await {
@@ -251,7 +255,7 @@ impl Filesystem for Adapter {
         };
         let (files, parent, task) = (self.files.clone(), Ino(parent.0), req.pid());
         self.runtime.spawn(async move {
-            match files.create(parent, &name, mode & 0o7777, task).await {
+            match files.create(parent, &name, mode & 0o1777, task).await {
                 Ok((upload, handle)) => {
                     let attr = attr::of_upload(upload.draft.ino, &upload, files.owner);
                     let generation = Generation(files.mirror.tree().generation());

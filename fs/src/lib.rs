@@ -21,6 +21,7 @@ mod local;
 mod mirror;
 mod mountpoint;
 mod notify;
+pub mod options;
 mod process;
 mod read_ahead;
 mod remote;
@@ -49,15 +50,17 @@ use tracing::{info, warn};
 
 use crate::adapter::Adapter;
 pub use crate::attr::Owner;
-use crate::catalog::Catalog;
+use crate::catalog::{Access, Catalog};
 use crate::files::Files;
 use crate::follow::{Contact, Follower};
 pub use crate::guard::guard;
 use crate::handle::Handles;
 pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
+use crate::options::{Beneath, Others, Wait};
 pub use crate::remote::Hosts;
 pub use crate::replicas::Route;
+use crate::session::Manner;
 pub use crate::storing::{Aborted, Storing};
 use crate::uploads::Uploads;
 
@@ -73,9 +76,19 @@ const READ_REQUEST_BYTES: u32 = 1 << 20;
 pub struct Config {
     pub mountpoint: PathBuf,
     pub catalog: Uri,
+    /// What the kernel's table shows as the mount's source; the catalogue's address where empty.
+    pub source: String,
     /// This host's name, shown by `isotope status`.
     pub host: String,
     pub owner: Owner,
+    pub read_only: bool,
+    /// Nothing in the mount may be run as a program.
+    pub no_exec: bool,
+    pub others: Others,
+    /// The view to show in place of the library's own tree.
+    pub view: Option<String>,
+    pub wait: Wait,
+    pub beneath: Beneath,
     /// The command that runs [`guard`], with the process id and the mount point appended to it;
     /// empty for none.
     pub guard: Vec<PathBuf>,
@@ -86,6 +99,18 @@ pub struct Config {
 pub enum MountError {
     #[error(transparent)]
     MountPoint(#[from] MountPointError),
+    #[error("no view is called {0}")]
+    NoView(String),
+    #[error(
+        "the catalogue {catalog} could not be reached within {} s; does it run, and is that its \
+         address?", .waited.as_secs()
+    )]
+    CatalogAway { catalog: Uri, waited: Duration },
+    #[error(
+        "users may let others in only where /etc/fuse.conf has the line user_allow_other; ask \
+         whoever keeps this host, or leave allow_other out"
+    )]
+    OthersRefused,
     #[error("cannot mount on {path}: {error}")]
     Mount { path: PathBuf, error: io::Error },
     #[error("the mount on {path} failed: {error}")]
@@ -103,23 +128,31 @@ impl Mount {
     /// Checks the mount point, and clears a stale mount a killed process left there.
     ///
     /// # Errors
-    /// When it is missing, in use or not empty, or FUSE cannot be used here.
+    /// When it is missing, in use or not empty, or FUSE cannot be used here; when there is no such
+    /// view.
     pub fn build(config: Config) -> Result<Self, MountError> {
+        if let Some(view) = config.view {
+            return Err(MountError::NoView(view));
+        }
         mountpoint::prepare(&config.mountpoint)?;
         Ok(Self { config })
     }
 
     /// Waits for the catalogue, mounts, says so on `ready`, and serves until `stop` is cancelled
-    /// or somebody unmounts it.
+    /// or somebody unmounts it. From the start on, nothing is written into the directory beneath,
+    /// if that is what the configuration says.
     ///
     /// # Errors
-    /// When mounting fails, or the kernel ends the session.
+    /// When the catalogue does not come in time, mounting fails, or the kernel ends the session.
     pub async fn serve(
         self,
         stop: CancellationToken,
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
-        let Config { mountpoint, catalog, host, owner, guard } = self.config;
+        let Config { mountpoint, catalog, host, owner, others, guard, .. } = self.config;
+        if self.config.beneath == Beneath::Immutable {
+            mountpoint::refuse_writes(&mountpoint);
+        }
         let channel = catalog::connect(Endpoint::from(catalog.clone()));
         let notifications = Notifications::default();
         let (first, listed) = oneshot::channel();
@@ -141,6 +174,10 @@ impl Mount {
                 Ok(mirror) => mirror,
                 Err(_) => return Err(MountError::Follower),
             },
+            waited = over(self.config.wait) => {
+                follower.abort();
+                return Err(MountError::CatalogAway { catalog, waited });
+            }
             () = stop.cancelled() => {
                 follower.abort();
                 return Ok(());
@@ -149,17 +186,34 @@ impl Mount {
         let hosts = Arc::<Hosts>::default();
         let handles = Arc::new(Handles::new(Arc::clone(&mirror), Arc::clone(&hosts)));
         let uploads = Arc::<Uploads>::default();
-        let client = Catalog::new(channel);
+        let access = if self.config.read_only { Access::ReadOnly } else { Access::Changes };
+        let client = Catalog::new(channel, access);
         let keeping = [
             tokio::spawn(Arc::clone(&uploads).keep(client.clone())),
             tokio::spawn(hold(Arc::clone(&handles), client.clone())),
         ];
         let files = Files { mirror, handles, uploads, hosts, catalog: client, host, owner };
         let adapter = Adapter { files, runtime: tokio::runtime::Handle::current() };
-        let source = format!("isotope:{}", catalog.authority().map_or("", |it| it.as_str()));
-        let mounted = session::mount(&mountpoint, &source, adapter, notifications);
-        let mut mounted =
-            mounted.map_err(|error| MountError::Mount { path: mountpoint.clone(), error })?;
+        let manner = Manner {
+            source: match self.config.source {
+                source if source.is_empty() => {
+                    format!("isotope:{}", catalog.authority().map_or("", |it| it.as_str()))
+                }
+                source => source,
+            },
+            read_only: self.config.read_only,
+            no_exec: self.config.no_exec,
+            others,
+        };
+        let mounted = session::mount(&mountpoint, &manner, adapter, notifications);
+        let mut mounted = mounted.map_err(|error| match error.kind() {
+            // Of fusermount3 alone; root is refused nothing.
+            io::ErrorKind::PermissionDenied if others == Others::LetIn => MountError::OthersRefused,
+            _ => MountError::Mount { path: mountpoint.clone(), error },
+        })?;
+        if !rustix::process::geteuid().is_root() {
+            info!("{}", of_a_user(others));
+        }
         let _guard = guard::start(&guard, &mountpoint).unwrap_or_else(|error| {
             warn!(%error, "the mount goes unguarded");
             None
@@ -186,6 +240,31 @@ impl Mount {
         follower.abort();
         keeping.iter().for_each(tokio::task::JoinHandle::abort);
         ended
+    }
+}
+
+/// Ends when the time for waiting is over, and says how long that was.
+async fn over(wait: Wait) -> Duration {
+    match wait {
+        Wait::ForEver => std::future::pending().await,
+        Wait::AtMost(time) => {
+            tokio::time::sleep(time).await;
+            time
+        }
+    }
+}
+
+/// What is different where somebody else than root mounts.
+fn of_a_user(others: Others) -> &'static str {
+    match others {
+        Others::KeptOut => {
+            "mounted for this user alone: other users, QEMU's own among them, cannot see it, and \
+             reads go through this process, for passthrough in the kernel is root's"
+        }
+        Others::LetIn => {
+            "mounted by a user, who lets others in: reads go through this process, for passthrough \
+             in the kernel is root's"
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags};
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::process;
@@ -50,11 +51,10 @@ pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
     if !Path::new("/dev/fuse").exists() {
         return Err(MountPointError::NoFuse);
     }
-    if !rustix::process::geteuid().is_root() {
-        if !in_path("fusermount3") {
-            return Err(MountPointError::NoFusermount);
-        }
-    } else if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+    if !rustix::process::geteuid().is_root() && !in_path("fusermount3") {
+        return Err(MountPointError::NoFusermount);
+    }
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
         return Err(MountPointError::FuseDenied(error));
     }
     if let Some(kind) = mounted_kind(path) {
@@ -78,6 +78,31 @@ pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
         return Err(MountPointError::NotEmpty(path.to_owned()));
     }
     Ok(())
+}
+
+/// Makes a directory refuse writes, so that nothing comes to lie in it while it is not mounted: a
+/// `cp` then fails instead of filling the host's own disk. It stays so until `chattr -i`. Only root
+/// can, and not on every file system; else it is left as it is.
+pub(crate) fn refuse_writes(path: &Path) {
+    let made = || -> rustix::io::Result<bool> {
+        let dir = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = ioctl_getflags(&dir)?;
+        if flags.contains(IFlags::IMMUTABLE) {
+            return Ok(false);
+        }
+        ioctl_setflags(&dir, flags | IFlags::IMMUTABLE)?;
+        Ok(true)
+    };
+    let mountpoint = path.display();
+    match made() {
+        Ok(true) => tracing::info!(
+            %mountpoint,
+            "the directory beneath the mount is immutable now: nothing is written there while it \
+             is not mounted (chattr -i lifts that, the option noimmutable leaves it alone)"
+        ),
+        Ok(false) => {}
+        Err(error) => tracing::debug!(%mountpoint, %error, "cannot be made immutable"),
+    }
 }
 
 fn in_path(program: &str) -> bool {

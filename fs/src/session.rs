@@ -12,6 +12,7 @@ use crate::READ_REQUEST_BYTES;
 use crate::adapter::Adapter;
 use crate::mountpoint;
 use crate::notify::Notifications;
+use crate::options::Others;
 
 /// Threads that take requests from the kernel: none of them ever waits.
 const THREADS: usize = 2;
@@ -24,15 +25,25 @@ pub(crate) struct Mounted {
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
+/// What the kernel is told of a mount.
+#[derive(Debug, Clone)]
+pub(crate) struct Manner {
+    /// As the kernel's table shows it.
+    pub(crate) source: String,
+    pub(crate) read_only: bool,
+    pub(crate) no_exec: bool,
+    pub(crate) others: Others,
+}
+
 pub(crate) fn mount(
     path: &Path,
-    source: &str,
+    manner: &Manner,
     adapter: Adapter,
     notifications: Notifications,
 ) -> io::Result<Mounted> {
     let mut options = Config::default();
     options.mount_options = vec![
-        MountOption::FSName(source.to_owned()),
+        MountOption::FSName(manner.source.clone()),
         // Not fuser's `Subtype`, which is not told to the kernel when root mounts.
         MountOption::CUSTOM("subtype=isotope".to_owned()),
         MountOption::DefaultPermissions,
@@ -41,10 +52,16 @@ pub(crate) fn mount(
         MountOption::NoSuid,
     ];
     options.n_threads = Some(THREADS);
-    // QEMU runs as a user of its own; only root may let others in without asking fuse.conf.
-    if rustix::process::geteuid().is_root() {
-        options.acl = SessionACL::All;
+    if manner.read_only {
+        options.mount_options.push(MountOption::RO);
     }
+    if manner.no_exec {
+        options.mount_options.push(MountOption::NoExec);
+    }
+    options.acl = match manner.others {
+        Others::LetIn => SessionACL::All,
+        Others::KeptOut => SessionACL::Owner,
+    };
     let session = Session::new(adapter, path, &options)?;
     let notifier = session.notifier();
     let session = session.spawn()?;

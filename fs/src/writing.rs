@@ -194,6 +194,15 @@ impl Files {
         Ok((attr, if shared { Duration::ZERO } else { LIFETIME }))
     }
 
+    /// What is stored when somebody asks for a mode.
+    pub(crate) fn mode_to_store(&self, ino: Ino, asked: u32, task: u32) -> Result<u32, FsError> {
+        let (kind, before) = match self.written_by(ino, task) {
+            Some(upload) => (attr::FileType::RegularFile, upload.shown().1),
+            None => self.mirror.with(ino, attr::kind_and_mode).ok_or(FsError::Stale)?,
+        };
+        self.owner.to_store(kind, asked, before).ok_or(FsError::NotPermitted)
+    }
+
     /// Sets attributes, and returns them as the kernel is to keep them.
     pub(crate) async fn set_attributes(
         &self,

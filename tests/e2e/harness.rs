@@ -85,6 +85,8 @@ impl World {
                 command.env_remove(name);
             }
         }
+        // A test's directory must go with the test.
+        command.env("ISOTOPE_MOUNT_OPTIONS", "noimmutable");
         command.args(args).env("ISOTOPE_CONFIG", self.path("isotope.toml")).stdin(Stdio::null());
         command
     }
