@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::process;
@@ -207,7 +208,9 @@ fn daemon(path: &Path) -> Daemon {
     let path = path.to_owned();
     std::thread::spawn(move || {
         // Not stat(2): the kernel would answer it from what a dead daemon once said.
-        let gone = matches!(rustix::fs::statfs(&path), Err(rustix::io::Errno::NOTCONN));
+        // Asked while the daemon dies, it is the question that is aborted.
+        let asked = rustix::fs::statfs(&path);
+        let gone = matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED));
         // Nobody waits for an answer that comes too late.
         let _ = told.send(gone);
     });
@@ -237,7 +240,7 @@ pub(crate) fn cut_off(path: &Path) -> io::Result<()> {
 pub(crate) fn detach(path: &Path) -> io::Result<()> {
     match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::PERM) => {
+        Err(Errno::PERM) => {
             let status =
                 Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(path).status()?;
             if status.success() { Ok(()) } else { Err(io::Error::other("fusermount3 -u failed")) }

@@ -1,6 +1,7 @@
 //! Processes of Isotope in a temporary directory: started, watched, killed, and in the end gone,
 //! mounts and all, whatever the test did. A watchdog frees a test that hangs on a mount.
 
+pub(crate) mod background;
 pub(crate) mod hosts;
 pub(crate) mod programs;
 pub(crate) mod storing;

@@ -2,6 +2,7 @@
 
 mod deleting;
 mod failing;
+mod mounting;
 mod names;
 mod showing;
 mod storing;
