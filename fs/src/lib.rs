@@ -94,6 +94,19 @@ pub struct Config {
     pub guard: Vec<PathBuf>,
 }
 
+impl Config {
+    fn manner(&self) -> Manner {
+        let address = self.catalog.authority().map_or("", |it| it.as_str());
+        let source = Some(self.source.clone()).filter(|it| !it.is_empty());
+        Manner {
+            source: source.unwrap_or_else(|| format!("isotope:{address}")),
+            read_only: self.read_only,
+            no_exec: self.no_exec,
+            others: self.others,
+        }
+    }
+}
+
 /// Why a mount could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -149,8 +162,9 @@ impl Mount {
         stop: CancellationToken,
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
-        let Config { mountpoint, catalog, host, owner, others, guard, .. } = self.config;
-        if self.config.beneath == Beneath::Immutable {
+        let manner = self.config.manner();
+        let Config { mountpoint, catalog, host, owner, guard, wait, beneath, .. } = self.config;
+        if beneath == Beneath::Immutable {
             mountpoint::refuse_writes(&mountpoint);
         }
         let channel = catalog::connect(Endpoint::from(catalog.clone()));
@@ -174,7 +188,7 @@ impl Mount {
                 Ok(mirror) => mirror,
                 Err(_) => return Err(MountError::Follower),
             },
-            waited = over(self.config.wait) => {
+            waited = over(wait) => {
                 follower.abort();
                 return Err(MountError::CatalogAway { catalog, waited });
             }
@@ -186,7 +200,7 @@ impl Mount {
         let hosts = Arc::<Hosts>::default();
         let handles = Arc::new(Handles::new(Arc::clone(&mirror), Arc::clone(&hosts)));
         let uploads = Arc::<Uploads>::default();
-        let access = if self.config.read_only { Access::ReadOnly } else { Access::Changes };
+        let access = if manner.read_only { Access::ReadOnly } else { Access::Changes };
         let client = Catalog::new(channel, access);
         let keeping = [
             tokio::spawn(Arc::clone(&uploads).keep(client.clone())),
@@ -194,26 +208,7 @@ impl Mount {
         ];
         let files = Files { mirror, handles, uploads, hosts, catalog: client, host, owner };
         let adapter = Adapter { files, runtime: tokio::runtime::Handle::current() };
-        let manner = Manner {
-            source: match self.config.source {
-                source if source.is_empty() => {
-                    format!("isotope:{}", catalog.authority().map_or("", |it| it.as_str()))
-                }
-                source => source,
-            },
-            read_only: self.config.read_only,
-            no_exec: self.config.no_exec,
-            others,
-        };
-        let mounted = session::mount(&mountpoint, &manner, adapter, notifications);
-        let mut mounted = mounted.map_err(|error| match error.kind() {
-            // Of fusermount3 alone; root is refused nothing.
-            io::ErrorKind::PermissionDenied if others == Others::LetIn => MountError::OthersRefused,
-            _ => MountError::Mount { path: mountpoint.clone(), error },
-        })?;
-        if !rustix::process::geteuid().is_root() {
-            info!("{}", of_a_user(others));
-        }
+        let mut mounted = session::mount(&mountpoint, &manner, adapter, notifications)?;
         let _guard = guard::start(&guard, &mountpoint).unwrap_or_else(|error| {
             warn!(%error, "the mount goes unguarded");
             None
@@ -250,20 +245,6 @@ async fn over(wait: Wait) -> Duration {
         Wait::AtMost(time) => {
             tokio::time::sleep(time).await;
             time
-        }
-    }
-}
-
-/// What is different where somebody else than root mounts.
-fn of_a_user(others: Others) -> &'static str {
-    match others {
-        Others::KeptOut => {
-            "mounted for this user alone: other users, QEMU's own among them, cannot see it, and \
-             reads go through this process, for passthrough in the kernel is root's"
-        }
-        Others::LetIn => {
-            "mounted by a user, who lets others in: reads go through this process, for passthrough \
-             in the kernel is root's"
         }
     }
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::sync::oneshot;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use crate::READ_REQUEST_BYTES;
 use crate::adapter::Adapter;
 use crate::mountpoint;
 use crate::notify::Notifications;
 use crate::options::Others;
+use crate::{MountError, READ_REQUEST_BYTES};
 
 /// Threads that take requests from the kernel: none of them ever waits.
 const THREADS: usize = 2;
@@ -40,7 +40,14 @@ pub(crate) fn mount(
     manner: &Manner,
     adapter: Adapter,
     notifications: Notifications,
-) -> io::Result<Mounted> {
+) -> Result<Mounted, MountError> {
+    let failed = |error: io::Error| match error.kind() {
+        // Of fusermount3 alone; root is refused nothing.
+        io::ErrorKind::PermissionDenied if manner.others == Others::LetIn => {
+            MountError::OthersRefused
+        }
+        _ => MountError::Mount { path: path.to_owned(), error },
+    };
     let mut options = Config::default();
     options.mount_options = vec![
         MountOption::FSName(manner.source.clone()),
@@ -62,9 +69,12 @@ pub(crate) fn mount(
         Others::LetIn => SessionACL::All,
         Others::KeptOut => SessionACL::Owner,
     };
-    let session = Session::new(adapter, path, &options)?;
+    let session = Session::new(adapter, path, &options).map_err(failed)?;
     let notifier = session.notifier();
-    let session = session.spawn()?;
+    let session = session.spawn().map_err(failed)?;
+    if !rustix::process::geteuid().is_root() {
+        info!("{}", of_a_user(manner.others));
+    }
     notifications.start(&notifier);
     widen_read_ahead(path);
     let (end, ended) = oneshot::channel();
@@ -73,6 +83,20 @@ pub(crate) fn mount(
         let _ = end.send(session.join());
     });
     Ok(Mounted { path: path.to_owned(), notifications, ended })
+}
+
+/// What is different where somebody else than root mounts.
+fn of_a_user(others: Others) -> &'static str {
+    match others {
+        Others::KeptOut => {
+            "mounted for this user alone: other users, QEMU's own among them, cannot see it, and \
+             reads go through this process, for passthrough in the kernel is root's"
+        }
+        Others::LetIn => {
+            "mounted by a user, who lets others in: reads go through this process, for passthrough \
+             in the kernel is root's"
+        }
+    }
 }
 
 /// The kernel asks for as much at once as the device's read-ahead allows; its default is 128 KiB.

@@ -8,12 +8,9 @@ use std::process::{Command, Output};
 use libc::EPERM;
 use rustix::process::Signal;
 
-use crate::harness::background::{Background, USER, as_user, mounted_as};
+use crate::harness::background::{Background, NOWHERE, USER, as_user, mounted_as};
 use crate::harness::programs::limited;
 use crate::harness::{World, errno, eventually, text, walk};
-
-/// A port that nothing listens on: the kernel gives out others.
-const NOWHERE: &str = "127.0.0.1:9";
 
 fn told(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &*output.stderr].concat()).into_owned()
@@ -83,6 +80,29 @@ fn an_interrupted_helper_leaves_nothing() {
     assert_eq!(helper.wait(), 8);
     eventually("nothing is left", || background.has_ended());
     assert_eq!(mounted_as(&mount), None);
+}
+
+#[test]
+fn a_namespace_that_is_named_is_mounted_in() {
+    let world = World::new();
+    let (_catalog, url) = world.catalog();
+    let mount = world.mount_point("mnt");
+    let background = Background::of(&mount);
+    let mut apart = Command::new("unshare");
+    apart.args(["--mount", "sh", "-c", "echo ready && exec sleep 60"]);
+    let apart = world.spawn("apart.log", apart);
+    apart.wait_for("ready");
+    let namespace = apart.id().to_string();
+    let output = world.mount_helper(&[&url, text(&mount), "-vN", &namespace]);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert_eq!(mounted_as(&mount), None);
+    let seen = fs::read_to_string(format!("/proc/{namespace}/mounts")).expect("its table");
+    assert!(seen.contains(&format!(" {} fuse.isotope ", mount.display())), "{seen}");
+    // Its own namespace is all that it is mounted in.
+    for pid in background.processes() {
+        rustix::process::kill_process(pid, Signal::TERM).expect("it lives");
+    }
+    eventually("it ends", || background.has_ended());
 }
 
 #[test]

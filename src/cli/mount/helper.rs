@@ -108,7 +108,7 @@ fn say(reason: &str) {
 
 fn mount(args: &HelperArgs) -> anyhow::Result<MountCode> {
     if let Some(namespace) = &args.namespace {
-        return Err(enter(namespace)?);
+        return Err(enter(namespace, args)?);
     }
     if let Some(kind) =
         args.kind.as_ref().filter(|it| !["isotope", "fuse.isotope"].contains(&&***it))
@@ -138,28 +138,22 @@ fn mount(args: &HelperArgs) -> anyhow::Result<MountCode> {
 }
 
 /// Becomes the same command in another mount namespace; returns only if that fails.
-fn enter(namespace: &str) -> anyhow::Result<anyhow::Error> {
+fn enter(namespace: &str, args: &HelperArgs) -> anyhow::Result<anyhow::Error> {
     let path = match namespace.parse::<u32>() {
         Ok(pid) => format!("/proc/{pid}/ns/mnt"),
         Err(_) => namespace.to_owned(),
     };
-    let mut args = std::env::args_os().skip(1);
-    let mut kept = Vec::new();
-    while let Some(arg) = args.next() {
-        match arg.to_str() {
-            Some("-N") => drop(args.next()),
-            Some(text) if text.starts_with("-N") => {}
-            Some("mount.isotope" | "mount.fuse.isotope") if kept.is_empty() => {}
-            _ => kept.push(arg),
-        }
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--mount={path}")).arg("--").arg(std::env::current_exe()?);
+    command.arg(NAMES[0]);
+    for (given, flag) in [(args.sloppy, "-s"), (args.fake, "-f"), (args.verbose, "-v")] {
+        command.args(given.then_some(flag));
     }
-    let error = Command::new("nsenter")
-        .arg(format!("--mount={path}"))
-        .arg("--")
-        .arg(std::env::current_exe()?)
-        .arg("mount.isotope")
-        .args(kept)
-        .exec();
+    for options in &args.options {
+        command.args(["-o", options]);
+    }
+    command.args(args.kind.iter().flat_map(|kind| ["-t", kind]));
+    let error = command.arg("--").arg(&args.source).arg(&args.dir).exec();
     Ok(anyhow::Error::new(error).context("running nsenter, to mount in another namespace"))
 }
 

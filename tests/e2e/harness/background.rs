@@ -17,6 +17,8 @@ use super::{World, text};
 const HELPER_SECONDS: u64 = 60;
 /// A mount that was taken down ends within its own 2 s.
 const END_MAX: Duration = Duration::from_secs(10);
+/// A port that nothing listens on: the kernel gives out others.
+pub(crate) const NOWHERE: &str = "127.0.0.1:9";
 /// Nobody: a user without any right.
 pub(crate) const USER: u32 = 65534;
 

@@ -8,13 +8,10 @@ use std::time::SystemTime;
 use libc::{EACCES, EPERM, EROFS};
 use rustix::fs::{IFlags, ioctl_getflags};
 
-use crate::harness::background::{Background, USER, mounted_as, user_says};
+use crate::harness::background::{Background, NOWHERE, USER, mounted_as, user_says};
 use crate::harness::programs::within;
 use crate::harness::volumes::{Access, remount};
 use crate::harness::{World, errno, eventually, holds, pattern, text, walk};
-
-/// A port that nothing listens on: the kernel gives out others.
-pub(crate) const NOWHERE: &str = "127.0.0.1:9";
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("there").mode() & 0o7777
