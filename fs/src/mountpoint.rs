@@ -107,7 +107,8 @@ pub(crate) fn refuse_writes(path: &Path) {
 }
 
 fn in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    // mount(8) hands on no environment when a user runs it; exec(3) then looks here.
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 

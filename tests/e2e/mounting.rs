@@ -237,25 +237,56 @@ fn mount_and_fstab_know_the_type() {
     eventually("nothing is left", || background.has_ended());
 }
 
+/// The words before a shell's command that have an ordinary user give it.
+fn user_prefix() -> String {
+    let command = as_user(&Command::new(""));
+    let args: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
+    format!("{} {}", command.get_program().to_string_lossy(), args.join(" ").trim_end())
+}
+
+#[test]
+fn a_line_of_fstab_may_be_for_users() {
+    let world = World::new();
+    let (_catalog, url) = world.catalog();
+    let mount = world.dir_of_user("mnt");
+    let background = Background::of(&mount);
+    let (code, said) = in_own_namespace(
+        &world,
+        url.trim_start_matches("http://"),
+        &format!(
+            r#"
+            echo "$catalog $dir/mnt isotope user,noauto 0 0" > "$dir/fstab"
+            mount --bind "$dir/fstab" /etc/fstab
+            user="{}"
+            $user mount "$dir/mnt"
+            $user stat -c %u "$dir/mnt/linux"
+            findmnt -no OPTIONS "$dir/mnt" | grep -o "noexec\|user_id=[0-9]*"
+            $user umount "$dir/mnt"
+            "#,
+            user_prefix()
+        ),
+    );
+    assert_eq!((code, said), (Some(0), format!("{USER}\nnoexec\nuser_id={USER}\n")));
+    eventually("nothing is left", || background.has_ended());
+}
+
 #[test]
 fn a_user_lets_others_in_where_that_is_allowed() {
     let world = World::new();
     let (_catalog, url) = world.catalog();
     let mount = world.dir_of_user("mnt");
     let background = Background::of(&mount);
-    let own = as_user(&Command::new("\"$isotope\""));
-    let own: Vec<_> = own.get_args().map(|it| it.to_string_lossy()).collect();
     let (code, said) = in_own_namespace(
         &world,
         url.trim_start_matches("http://"),
         &format!(
             r#"
-            setpriv {} mount.isotope "$catalog" "$dir/mnt" -o allow_other
+            {} "$isotope" mount.isotope "$catalog" "$dir/mnt" -o allow_other
             findmnt -no OPTIONS "$dir/mnt" | grep -o allow_other
             stat -c %u "$dir/mnt/linux"
             umount "$dir/mnt"
             "#,
-            own.join(" ")
+            user_prefix()
         ),
     );
     assert_eq!((code, said), (Some(0), format!("allow_other\n{USER}\n")));
