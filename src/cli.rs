@@ -22,13 +22,16 @@ mod trash;
 mod tree;
 mod up;
 mod verify;
+mod views;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::config::Settings;
 use crate::output::Format;
-use crate::telemetry;
+use crate::telemetry::{self, Sink};
+
+pub(crate) use mount::helper::{called_as_one as mount_helper, run as run_mount_helper};
 
 /// One tree for a hypervisor cluster's ISO library.
 ///
@@ -50,6 +53,9 @@ struct Global {
     /// Print JSON: one object, or one a line where there are many
     #[arg(long, global = true)]
     json: bool,
+    /// Log to the system's log, for daemons that nobody watches
+    #[arg(long, global = true, hide = true)]
+    system_log: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +82,7 @@ enum Command {
     Node(node::NodeArgs),
     Pool(pool::PoolArgs),
     Status(status::StatusArgs),
+    Views(views::ViewsArgs),
     Catalog(catalog::CatalogArgs),
     Config(config::ConfigArgs),
 }
@@ -85,6 +92,7 @@ struct Context {
     settings: Settings,
     format: Format,
     server: String,
+    sink: Sink,
 }
 
 impl Context {
@@ -99,10 +107,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if let Command::Config(args) = command {
         return config::cmd_config(&args, Format::of(global.json));
     }
-    let settings = crate::config::load()?.settings;
-    telemetry::init(&settings.log)?;
+    let named = match &command {
+        Command::Mount(args) => args.config()?,
+        _ => None,
+    };
+    let settings = crate::config::load(named.as_deref())?.settings;
+    let sink = if global.system_log { Sink::System } else { Sink::Stderr };
+    telemetry::init(&settings.log, sink)?;
     let server = global.server.unwrap_or_else(|| settings.catalog.url.clone());
-    let context = Context { settings, format: Format::of(global.json), server };
+    let context = Context { settings, format: Format::of(global.json), server, sink };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().max(2)))
         .enable_all()
@@ -136,6 +149,10 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Node(args) => node::cmd_node(&args, context).await,
         Command::Pool(args) => pool::cmd_pool(&args, context).await,
         Command::Status(args) => status::cmd_status(&args, context).await,
+        Command::Views(args) => {
+            views::cmd_views(&args, context);
+            Ok(())
+        }
         Command::Catalog(args) => catalog::cmd_catalog(&args, context).await,
         Command::Config(_) => unreachable!("answered before the configuration was loaded"),
     }

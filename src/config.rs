@@ -33,6 +33,7 @@ const KEYS: &[&str] = &[
     "agent.scrub_mib_per_s",
     "agent.scrub_every_days",
     "mount.dir",
+    "mount.options",
     "log.filter",
     "log.format",
 ];
@@ -104,6 +105,21 @@ pub(crate) struct AgentSettings {
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub(crate) struct MountSettings {
     pub(crate) dir: PathBuf,
+    /// For every mount of this host, as `-o` takes them.
+    #[serde(deserialize_with = "mount_options")]
+    pub(crate) options: String,
+}
+
+/// Options that can be used; where the configuration lies they cannot say.
+fn mount_options<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match isotope_fs::options::Options::parse(&text) {
+        Ok(options) if options.config.is_some() => {
+            Err(serde::de::Error::custom("the option config belongs to mount -o alone"))
+        }
+        Ok(_) => Ok(text),
+        Err(error) => Err(serde::de::Error::custom(error)),
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +176,7 @@ impl Default for AgentSettings {
 
 impl Default for MountSettings {
     fn default() -> Self {
-        Self { dir: "/mnt/isos".into() }
+        Self { dir: "/mnt/isos".into(), options: String::new() }
     }
 }
 
@@ -191,13 +207,17 @@ pub(crate) enum ConfigError {
     UnknownVariable { name: String },
 }
 
-/// Reads the files and the environment of this process.
+/// Reads the files and the environment of this process. `named` is the main file where somebody
+/// named one.
 ///
 /// # Errors
 ///
 /// The first file that cannot be read, or value that cannot be used.
-pub(crate) fn load() -> Result<Loaded, ConfigError> {
+pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
     let environment = environment()?;
+    if let Some(path) = named {
+        return load_from(path, true, &environment);
+    }
     let mut named = environment.iter().filter(|(name, _)| name == MAIN_FILE_VARIABLE);
     match named.find(|(_, path)| !path.is_empty()) {
         Some((_, path)) => load_from(Path::new(path), true, &environment),
@@ -529,7 +549,12 @@ mod tests {
             "2: unknown key `katalog`, expected one of \
              `state`, `insecure`, `catalog`, `agent`, `mount`, `log`",
         );
-        check("mount.dri = \"/mnt\"\n", "1: unknown key `dri`, expected `dir`");
+        check("mount.dri = \"/mnt\"\n", "1: unknown key `dri`, expected `dir` or `options`");
+        check(
+            "[mount]\noptions = \"ro,uidd=1\"\n",
+            "2: there is no mount option \"uidd\"; docs/MOUNTING.md has them all",
+        );
+        check("mount.options = \"config=/x\"\n", "1: the option config belongs to mount -o alone");
         check(
             "# one\n# two\ninsecure = \"yes\"\n",
             "3: invalid type: string \"yes\", expected a boolean",

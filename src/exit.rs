@@ -22,6 +22,32 @@ const INTEGRITY: u8 = 7;
 /// As a shell reports a program that was interrupted.
 pub(crate) const INTERRUPTED: u8 = 130;
 
+/// mount(8)'s exit codes, which its helpers share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MountCode {
+    Done = 0,
+    /// Arguments or options that make no sense, or permissions that are missing.
+    Usage = 1,
+    /// Out of processes or memory.
+    System = 2,
+    /// A fault of ours.
+    Bug = 4,
+    Interrupted = 8,
+    /// Everything else: nothing is mounted.
+    Failed = 32,
+}
+
+/// What mount(8) is told where `isotope mount` ended with `code`, or without one: by a signal.
+pub(crate) fn mount_code(code: Option<i32>) -> MountCode {
+    match code.map(u8::try_from) {
+        Some(Ok(USAGE | NOT_PERMITTED)) => MountCode::Usage,
+        Some(Ok(INTERRUPTED)) => MountCode::Interrupted,
+        // A panic.
+        Some(Ok(101)) | None => MountCode::Bug,
+        Some(_) => MountCode::Failed,
+    }
+}
+
 /// Arguments that are well-formed and make no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -43,7 +69,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-fn code(error: &anyhow::Error) -> u8 {
+pub(crate) fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of).unwrap_or(FAILURE)
 }
 
@@ -76,18 +102,13 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             AgentError::Identity(_) | AgentError::Volume(_) | AgentError::Serve(_) => FAILURE,
         });
     }
-    if let Some(MountError::MountPoint(error)) = error.downcast_ref::<MountError>() {
+    if let Some(error) = error.downcast_ref::<MountError>() {
         return Some(match error {
-            MountPointError::Missing(_) => NOT_FOUND,
-            MountPointError::NotEmpty(_)
-            | MountPointError::Mounted(_)
-            | MountPointError::InUse { .. } => CONFLICT,
-            MountPointError::NotADirectory(_)
-            | MountPointError::Stale { .. }
-            | MountPointError::Io { .. }
-            | MountPointError::NoFuse
-            | MountPointError::FuseDenied(_)
-            | MountPointError::NoFusermount => FAILURE,
+            MountError::MountPoint(error) => mount_point_code(error),
+            MountError::NoView(_) => NOT_FOUND,
+            MountError::CatalogAway { .. } => UNAVAILABLE,
+            MountError::OthersRefused => NOT_PERMITTED,
+            MountError::Mount { .. } | MountError::Session { .. } | MountError::Follower => FAILURE,
         });
     }
     if error.is::<Interrupted>() {
@@ -98,6 +119,21 @@ fn code_of(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
         || error.is::<InvalidName>()
         || error.is::<InvalidId>();
     usage.then_some(USAGE)
+}
+
+fn mount_point_code(error: &MountPointError) -> u8 {
+    match error {
+        MountPointError::Missing(_) => NOT_FOUND,
+        MountPointError::NotEmpty(_)
+        | MountPointError::Mounted(_)
+        | MountPointError::InUse { .. } => CONFLICT,
+        MountPointError::NotADirectory(_)
+        | MountPointError::Stale { .. }
+        | MountPointError::Io { .. }
+        | MountPointError::NoFuse
+        | MountPointError::FuseDenied(_)
+        | MountPointError::NoFusermount => FAILURE,
+    }
 }
 
 fn open_code(error: &OpenError) -> u8 {
@@ -139,6 +175,23 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+
+    #[test]
+    fn mount_is_told_in_its_own_codes() {
+        for (code, expected) in [
+            (Some(1), MountCode::Failed),
+            (Some(2), MountCode::Usage),
+            (Some(3), MountCode::Failed),
+            (Some(5), MountCode::Usage),
+            (Some(6), MountCode::Failed),
+            (Some(0), MountCode::Failed),
+            (Some(130), MountCode::Interrupted),
+            (Some(101), MountCode::Bug),
+            (None, MountCode::Bug),
+        ] {
+            assert_eq!(mount_code(code), expected, "{code:?}");
+        }
+    }
 
     #[test]
     fn codes_are_found_beneath_any_context() {

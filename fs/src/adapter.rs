@@ -21,7 +21,7 @@ use tracing::debug;
 
 use crate::attr::{self, Owner};
 use crate::error::FsError;
-use crate::files::{Answer, DOTS, Files, LIFETIME};
+use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
 use crate::upload::WriteAt;
 use crate::{READ_REQUEST_BYTES, clock, errno};
@@ -114,7 +114,10 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.files.mirror.forget(Ino(ino.0), nlookup);
+        let ino = Ino(ino.0);
+        if self.files.mirror.forget(ino, nlookup) {
+            self.files.views.forget(ino);
+        }
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -142,7 +145,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Owner { uid: own_uid, gid: own_gid } = self.files.owner;
+        let Owner { uid: own_uid, gid: own_gid, .. } = self.files.owner;
         // Everything here belongs to one owner.
         if uid.is_some_and(|uid| uid != own_uid) || gid.is_some_and(|gid| gid != own_gid) {
             return reply.error(errno::of(&FsError::NotPermitted));
@@ -151,8 +154,12 @@ impl Filesystem for Adapter {
             TimeOrNow::SpecificTime(time) => time.into(),
             TimeOrNow::Now => clock::now(),
         });
-        let set = Attributes { mode: mode.map(|mode| mode & 0o7777), modified };
         let (files, ino, task) = (self.files.clone(), Ino(ino.0), req.pid());
+        let mode = match mode.map(|mode| files.mode_to_store(ino, mode, task)).transpose() {
+            Ok(mode) => mode,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let set = Attributes { mode, modified };
         let handle = fh.map(|fh| fh.0);
         self.runtime.spawn(async move {
             match files.set_attributes(ino, handle, size, set, task).await {
@@ -177,7 +184,7 @@ impl Filesystem for Adapter {
         };
         let parent = Ino(parent.0);
         self.make(reply, parent, name.clone(), |files| async move {
-            files.change(files.catalog.make_folder(parent, &name, mode)).await
+            files.make_folder(parent, &name, mode).await
         });
     }
 
@@ -187,9 +194,7 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let parent = Ino(parent.0);
-        self.change(reply, |files| async move {
-            files.change(files.catalog.remove_folder(parent, &name)).await
-        });
+        self.change(reply, |files| async move { files.remove_folder(parent, &name).await });
     }
 
     fn rename(
@@ -275,7 +280,7 @@ impl Filesystem for Adapter {
         };
         let (files, parent, task) = (self.files.clone(), Ino(parent.0), req.pid());
         self.runtime.spawn(async move {
-            match files.create(parent, &name, mode & 0o7777, task).await {
+            match files.create(parent, &name, mode & 0o1777, task).await {
                 Ok((upload, handle)) => {
                     let attr = attr::of_upload(upload.draft.ino, &upload, files.owner);
                     let generation = Generation(files.mirror.tree().generation());
@@ -438,6 +443,9 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.files.attr(Ino(ino.0), req.pid()) {
+            Ok(_) if self.files.views.at(Ino(ino.0)).is_some() => {
+                reply.opened(FileHandle(0), FopenFlags::empty());
+            }
             Ok(_) => {
                 let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(FileHandle(0), flags);
@@ -472,11 +480,14 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let listed = self.files.list(Ino(ino.0), offset, |at, name, it, generation| {
-            let (ino, (attr, lifetime)) = (it.ino(), it.attr(self.files.owner));
+            let (ino, (attr, lifetime)) = (it.ino(), self.files.attr_of_listed(it));
             let generation = Generation(generation);
             let full = reply.add(INodeNo(ino.0), at, name, &lifetime, &attr, generation);
             // The kernel takes each entry for a lookup, except the dots.
             if !full && at > DOTS {
+                if let Listed::View(view) = it {
+                    self.files.views.learn(view);
+                }
                 self.files.mirror.remember(ino, 1);
             }
             full

@@ -49,6 +49,15 @@ pub(crate) struct Catalog {
     client: LibraryServiceClient<Channel>,
     uploads: UploadServiceClient<Channel>,
     feed: FeedServiceClient<Channel>,
+    access: Access,
+}
+
+/// What a mount may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Changes,
+    /// No change is ever sent: the kernel's own flag can be taken back by `mount -o remount,rw`.
+    ReadOnly,
 }
 
 fn place(folder: Ino, name: &EntryName) -> Option<pb::Place> {
@@ -61,11 +70,19 @@ fn request_id() -> Vec<u8> {
 }
 
 impl Catalog {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel, access: Access) -> Self {
         Self {
+            access,
             client: LibraryServiceClient::new(channel.clone()),
             uploads: UploadServiceClient::new(channel.clone()),
             feed: FeedServiceClient::new(channel),
+        }
+    }
+
+    fn may_change(&self) -> Result<(), FsError> {
+        match self.access {
+            Access::Changes => Ok(()),
+            Access::ReadOnly => Err(FsError::ReadOnly),
         }
     }
 
@@ -75,6 +92,7 @@ impl Catalog {
         name: &EntryName,
         mode: u32,
     ) -> Result<Change, FsError> {
+        self.may_change()?;
         let request = pb::MakeFolderRequest {
             request_id: request_id(),
             place: place(parent, name),
@@ -93,6 +111,7 @@ impl Catalog {
         parent: Ino,
         name: &EntryName,
     ) -> Result<Change, FsError> {
+        self.may_change()?;
         let request =
             pb::RemoveFolderRequest { request_id: request_id(), place: place(parent, name) };
         let client = &self.client;
@@ -104,6 +123,7 @@ impl Catalog {
     }
 
     pub(crate) async fn remove(&self, parent: Ino, name: &EntryName) -> Result<Change, FsError> {
+        self.may_change()?;
         let request = pb::RemoveRequest { request_id: request_id(), place: place(parent, name) };
         let client = &self.client;
         change(CHANGE_DEADLINE, || {
@@ -119,6 +139,7 @@ impl Catalog {
         to: (Ino, &EntryName),
         mode: RenameMode,
     ) -> Result<Change, FsError> {
+        self.may_change()?;
         let request = pb::RenameRequest {
             request_id: request_id(),
             from: place(from.0, from.1),
@@ -153,6 +174,7 @@ impl Catalog {
         ino: Ino,
         set: Attributes,
     ) -> Result<Change, FsError> {
+        self.may_change()?;
         let request = pb::SetAttributesRequest {
             request_id: request_id(),
             ino: ino.0,
@@ -175,6 +197,7 @@ impl Catalog {
         existing: Existing,
         host: &str,
     ) -> Result<Draft, FsError> {
+        self.may_change()?;
         let request = UploadRequest {
             id: UploadId::mint(clock::now()),
             place: Place { folder: FolderRef::Ino(place.0), name: place.1.clone() },

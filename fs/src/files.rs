@@ -21,6 +21,8 @@ use crate::remote::Hosts;
 use crate::tree::Inode;
 use crate::upload::Upload;
 use crate::uploads::Uploads;
+use crate::viewing::Views;
+use crate::views::View;
 
 /// How long the kernel may believe names and attributes, known or absent: the feed corrects it.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -40,6 +42,9 @@ pub(crate) struct Files {
     /// This host's name: its own volumes are preferred for what is written here.
     pub(crate) host: String,
     pub(crate) owner: Owner,
+    pub(crate) views: Arc<Views>,
+    /// Who hears of the changes that are made.
+    pub(crate) source: Source,
 }
 
 /// What the kernel is told of an entry.
@@ -54,36 +59,55 @@ pub(crate) struct Answer {
 pub(crate) enum Listed<'a> {
     Inode(Ino, &'a Inode),
     Upload(&'a Upload),
+    /// In a view: to be looked up again each time.
+    Viewed(Ino, &'a Inode),
+    View(&'a View),
+    /// A folder of which nothing but the number is of interest.
+    Dot(Ino),
 }
 
 impl Listed<'_> {
     pub(crate) fn ino(self) -> Ino {
         match self {
-            Self::Inode(ino, _) => ino,
+            Self::Inode(ino, _) | Self::Viewed(ino, _) | Self::Dot(ino) => ino,
+            Self::View(view) => view.ino(),
             Self::Upload(upload) => upload.draft.ino,
         }
     }
 
     pub(crate) fn kind(self) -> FileType {
         match self {
-            Self::Inode(_, Inode::Folder(_)) => FileType::Directory,
-            Self::Inode(_, Inode::Image(_)) | Self::Upload(_) => FileType::RegularFile,
-        }
-    }
-
-    /// Attributes, and how long they may be believed.
-    pub(crate) fn attr(self, owner: Owner) -> (FileAttr, Duration) {
-        match self {
-            Self::Inode(ino, inode) => (attr::of(ino, inode, owner), LIFETIME),
-            Self::Upload(upload) => {
-                (attr::of_upload(upload.draft.ino, upload, owner), Duration::ZERO)
-            }
+            Self::Inode(_, inode) | Self::Viewed(_, inode) => match inode {
+                Inode::Folder(_) => FileType::Directory,
+                Inode::Image(_) => FileType::RegularFile,
+            },
+            Self::View(_) | Self::Dot(_) => FileType::Directory,
+            Self::Upload(_) => FileType::RegularFile,
         }
     }
 }
 
 impl Files {
+    /// Attributes of what is listed, and how long they and the name may be believed.
+    pub(crate) fn attr_of_listed(&self, it: Listed<'_>) -> (FileAttr, Duration) {
+        match it {
+            Listed::Inode(ino, inode) => (attr::of(ino, inode, self.owner), LIFETIME),
+            Listed::Viewed(ino, inode) => (attr::of(ino, inode, self.owner), Duration::ZERO),
+            Listed::Upload(upload) => {
+                (attr::of_upload(upload.draft.ino, upload, self.owner), Duration::ZERO)
+            }
+            Listed::View(view) => (self.attr_of_view(view.ino(), view), Duration::ZERO),
+            Listed::Dot(ino) => (self.attr_of_view(ino, &View::all()), Duration::ZERO),
+        }
+    }
+
     pub(crate) fn lookup_now(&self, parent: Ino, name: &OsStr) -> Result<Option<Answer>, FsError> {
+        if let Some(view) = self.views.at(parent) {
+            return self.lookup_in_view(&view, name).map(Some);
+        }
+        if let Some(entrance) = self.lookup_entrance(parent, name) {
+            return Ok(Some(entrance));
+        }
         let tree = self.mirror.tree();
         let Some(folder) = tree.folder(parent) else {
             return Err(if tree.get(parent).is_some() {
@@ -109,7 +133,12 @@ impl Files {
     }
 
     /// A file being written here; what becomes of it is not known yet, so nothing is cached.
-    fn lookup_upload(&self, parent: Ino, name: &OsStr, generation: u64) -> Option<Answer> {
+    pub(crate) fn lookup_upload(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        generation: u64,
+    ) -> Option<Answer> {
         let upload = self.uploads.named(parent, name.to_str()?)?;
         self.mirror.remember(upload.draft.ino, 1);
         let attr = attr::of_upload(upload.draft.ino, &upload, self.owner);
@@ -124,7 +153,7 @@ impl Files {
         let changed = timeout(CHANGE_DEADLINE, async {
             let change = change.await?;
             crash_point!("mount.change.made");
-            self.mirror.settle(&change, Source::Own).await;
+            self.mirror.settle(&change, self.source).await;
             Ok(())
         });
         changed.await.unwrap_or(Err(FsError::TimedOut))
@@ -137,6 +166,10 @@ impl Files {
         cookie: u64,
         mut add: impl FnMut(u64, &OsStr, Listed<'_>, u64) -> bool,
     ) -> Result<(), FsError> {
+        if let Some(view) = self.views.at(ino) {
+            self.list_view(ino, &view, cookie, add);
+            return Ok(());
+        }
         let tree = self.mirror.tree();
         let Some(folder) = tree.folder(ino) else {
             // A removed folder that is open still is empty. Only what is held is asked: whoever

@@ -20,7 +20,9 @@ mod holders;
 mod local;
 mod mirror;
 mod mountpoint;
+mod names;
 mod notify;
+pub mod options;
 mod process;
 mod read_ahead;
 mod remote;
@@ -31,6 +33,8 @@ mod storing;
 pub mod tree;
 mod upload;
 mod uploads;
+mod viewing;
+pub mod views;
 mod writer;
 mod writing;
 
@@ -49,17 +53,22 @@ use tracing::{info, warn};
 
 use crate::adapter::Adapter;
 pub use crate::attr::Owner;
-use crate::catalog::Catalog;
+use crate::catalog::{Access, Catalog};
 use crate::files::Files;
 use crate::follow::{Contact, Follower};
 pub use crate::guard::guard;
 use crate::handle::Handles;
+use crate::mirror::Source;
 pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
+use crate::options::{Beneath, Others, Wait};
 pub use crate::remote::Hosts;
 pub use crate::replicas::Route;
+use crate::session::Manner;
 pub use crate::storing::{Aborted, Storing};
 use crate::uploads::Uploads;
+use crate::viewing::Views;
+use crate::views::View;
 
 /// All replicas together have so long to deliver one read; then the reader gets EIO.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
@@ -73,12 +82,35 @@ const READ_REQUEST_BYTES: u32 = 1 << 20;
 pub struct Config {
     pub mountpoint: PathBuf,
     pub catalog: Uri,
+    /// What the kernel's table shows as the mount's source; the catalogue's address where empty.
+    pub source: String,
     /// This host's name, shown by `isotope status`.
     pub host: String,
     pub owner: Owner,
+    pub read_only: bool,
+    /// Nothing in the mount may be run as a program.
+    pub no_exec: bool,
+    pub others: Others,
+    /// The view to show in place of the library's own tree.
+    pub view: Option<String>,
+    pub wait: Wait,
+    pub beneath: Beneath,
     /// The command that runs [`guard`], with the process id and the mount point appended to it;
     /// empty for none.
     pub guard: Vec<PathBuf>,
+}
+
+impl Config {
+    fn manner(&self) -> Manner {
+        let address = self.catalog.authority().map_or("", |it| it.as_str());
+        let source = Some(self.source.clone()).filter(|it| !it.is_empty());
+        Manner {
+            source: source.unwrap_or_else(|| format!("isotope:{address}")),
+            read_only: self.read_only,
+            no_exec: self.no_exec,
+            others: self.others,
+        }
+    }
 }
 
 /// Why a mount could not start or go on.
@@ -86,6 +118,18 @@ pub struct Config {
 pub enum MountError {
     #[error(transparent)]
     MountPoint(#[from] MountPointError),
+    #[error("no view is called {0}; isotope views lists them")]
+    NoView(String),
+    #[error(
+        "the catalogue {catalog} could not be reached within {} s; does it run, and is that its \
+         address?", .waited.as_secs()
+    )]
+    CatalogAway { catalog: Uri, waited: Duration },
+    #[error(
+        "users may let others in only where /etc/fuse.conf has the line user_allow_other; ask \
+         whoever keeps this host, or leave allow_other out"
+    )]
+    OthersRefused,
     #[error("cannot mount on {path}: {error}")]
     Mount { path: PathBuf, error: io::Error },
     #[error("the mount on {path} failed: {error}")]
@@ -97,29 +141,40 @@ pub enum MountError {
 /// A mount that may be mounted.
 pub struct Mount {
     config: Config,
+    view: Option<View>,
 }
 
 impl Mount {
     /// Checks the mount point, and clears a stale mount a killed process left there.
     ///
     /// # Errors
-    /// When it is missing, in use or not empty, or FUSE cannot be used here.
+    /// When it is missing, in use or not empty, or FUSE cannot be used here; when there is no such
+    /// view.
     pub fn build(config: Config) -> Result<Self, MountError> {
+        let view = match &config.view {
+            None => None,
+            Some(name) => Some(View::named(name).ok_or_else(|| MountError::NoView(name.clone()))?),
+        };
         mountpoint::prepare(&config.mountpoint)?;
-        Ok(Self { config })
+        Ok(Self { config, view })
     }
 
     /// Waits for the catalogue, mounts, says so on `ready`, and serves until `stop` is cancelled
-    /// or somebody unmounts it.
+    /// or somebody unmounts it. From the start on, nothing is written into the directory beneath,
+    /// if that is what the configuration says.
     ///
     /// # Errors
-    /// When mounting fails, or the kernel ends the session.
+    /// When the catalogue does not come in time, mounting fails, or the kernel ends the session.
     pub async fn serve(
         self,
         stop: CancellationToken,
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
-        let Config { mountpoint, catalog, host, owner, guard } = self.config;
+        let manner = self.config.manner();
+        let Config { mountpoint, catalog, host, owner, guard, wait, beneath, .. } = self.config;
+        if beneath == Beneath::Immutable {
+            mountpoint::refuse_writes(&mountpoint);
+        }
         let channel = catalog::connect(Endpoint::from(catalog.clone()));
         let notifications = Notifications::default();
         let (first, listed) = oneshot::channel();
@@ -141,6 +196,10 @@ impl Mount {
                 Ok(mirror) => mirror,
                 Err(_) => return Err(MountError::Follower),
             },
+            waited = over(wait) => {
+                follower.abort();
+                return Err(MountError::CatalogAway { catalog, waited });
+            }
             () = stop.cancelled() => {
                 follower.abort();
                 return Ok(());
@@ -149,17 +208,18 @@ impl Mount {
         let hosts = Arc::<Hosts>::default();
         let handles = Arc::new(Handles::new(Arc::clone(&mirror), Arc::clone(&hosts)));
         let uploads = Arc::<Uploads>::default();
-        let client = Catalog::new(channel);
+        let access = if manner.read_only { Access::ReadOnly } else { Access::Changes };
+        let client = Catalog::new(channel, access);
         let keeping = [
             tokio::spawn(Arc::clone(&uploads).keep(client.clone())),
             tokio::spawn(hold(Arc::clone(&handles), client.clone())),
         ];
-        let files = Files { mirror, handles, uploads, hosts, catalog: client, host, owner };
+        let views = Arc::new(Views::new(self.view));
+        let source = Source::Own;
+        let files =
+            Files { mirror, handles, uploads, hosts, catalog: client, host, owner, views, source };
         let adapter = Adapter { files, runtime: tokio::runtime::Handle::current() };
-        let source = format!("isotope:{}", catalog.authority().map_or("", |it| it.as_str()));
-        let mounted = session::mount(&mountpoint, &source, adapter, notifications);
-        let mut mounted =
-            mounted.map_err(|error| MountError::Mount { path: mountpoint.clone(), error })?;
+        let mut mounted = session::mount(&mountpoint, &manner, adapter, notifications)?;
         let _guard = guard::start(&guard, &mountpoint).unwrap_or_else(|error| {
             warn!(%error, "the mount goes unguarded");
             None
@@ -186,6 +246,17 @@ impl Mount {
         follower.abort();
         keeping.iter().for_each(tokio::task::JoinHandle::abort);
         ended
+    }
+}
+
+/// Ends when the time for waiting is over, and says how long that was.
+async fn over(wait: Wait) -> Duration {
+    match wait {
+        Wait::ForEver => std::future::pending().await,
+        Wait::AtMost(time) => {
+            tokio::time::sleep(time).await;
+            time
+        }
     }
 }
 

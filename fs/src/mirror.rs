@@ -187,14 +187,17 @@ impl Mirror {
         *self.held().lookups.entry(ino).or_default() += count;
     }
 
-    pub(crate) fn forget(&self, ino: Ino, count: u64) {
+    /// True if the kernel knows nothing of it any more.
+    pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
         let mut held = self.held();
-        let Some(lookups) = held.lookups.get_mut(&ino) else { return };
+        let Some(lookups) = held.lookups.get_mut(&ino) else { return false };
         *lookups = lookups.saturating_sub(count);
-        if *lookups == 0 {
+        let is_forgotten = *lookups == 0;
+        if is_forgotten {
             held.lookups.remove(&ino);
             held.ghosts.remove(&ino);
         }
+        is_forgotten
     }
 
     fn keep_ghosts(&self, gone: &[(Ino, Inode)]) {

@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::process;
@@ -50,11 +52,10 @@ pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
     if !Path::new("/dev/fuse").exists() {
         return Err(MountPointError::NoFuse);
     }
-    if !rustix::process::geteuid().is_root() {
-        if !in_path("fusermount3") {
-            return Err(MountPointError::NoFusermount);
-        }
-    } else if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+    if !rustix::process::geteuid().is_root() && !in_path("fusermount3") {
+        return Err(MountPointError::NoFusermount);
+    }
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
         return Err(MountPointError::FuseDenied(error));
     }
     if let Some(kind) = mounted_kind(path) {
@@ -80,8 +81,34 @@ pub(crate) fn prepare(path: &Path) -> Result<(), MountPointError> {
     Ok(())
 }
 
+/// Makes a directory refuse writes, so that nothing comes to lie in it while it is not mounted: a
+/// `cp` then fails instead of filling the host's own disk. It stays so until `chattr -i`. Only root
+/// can, and not on every file system; else it is left as it is.
+pub(crate) fn refuse_writes(path: &Path) {
+    let made = || -> rustix::io::Result<bool> {
+        let dir = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = ioctl_getflags(&dir)?;
+        if flags.contains(IFlags::IMMUTABLE) {
+            return Ok(false);
+        }
+        ioctl_setflags(&dir, flags | IFlags::IMMUTABLE)?;
+        Ok(true)
+    };
+    let mountpoint = path.display();
+    match made() {
+        Ok(true) => tracing::info!(
+            %mountpoint,
+            "the directory beneath the mount is immutable now: nothing is written there while it \
+             is not mounted (chattr -i lifts that, the option noimmutable leaves it alone)"
+        ),
+        Ok(false) => {}
+        Err(error) => tracing::debug!(%mountpoint, %error, "cannot be made immutable"),
+    }
+}
+
 fn in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    // mount(8) hands on no environment when a user runs it; exec(3) then looks here.
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 
@@ -182,7 +209,9 @@ fn daemon(path: &Path) -> Daemon {
     let path = path.to_owned();
     std::thread::spawn(move || {
         // Not stat(2): the kernel would answer it from what a dead daemon once said.
-        let gone = matches!(rustix::fs::statfs(&path), Err(rustix::io::Errno::NOTCONN));
+        // Asked while the daemon dies, it is the question that is aborted.
+        let asked = rustix::fs::statfs(&path);
+        let gone = matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED));
         // Nobody waits for an answer that comes too late.
         let _ = told.send(gone);
     });
@@ -212,7 +241,7 @@ pub(crate) fn cut_off(path: &Path) -> io::Result<()> {
 pub(crate) fn detach(path: &Path) -> io::Result<()> {
     match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::PERM) => {
+        Err(Errno::PERM) => {
             let status =
                 Command::new("fusermount3").args(["-u", "-z", "-q", "--"]).arg(path).status()?;
             if status.success() { Ok(()) } else { Err(io::Error::other("fusermount3 -u failed")) }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use tokio::sync::oneshot;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use crate::READ_REQUEST_BYTES;
 use crate::adapter::Adapter;
 use crate::mountpoint;
 use crate::notify::Notifications;
+use crate::options::Others;
+use crate::{MountError, READ_REQUEST_BYTES};
 
 /// Threads that take requests from the kernel: none of them ever waits.
 const THREADS: usize = 2;
@@ -24,15 +25,32 @@ pub(crate) struct Mounted {
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
+/// What the kernel is told of a mount.
+#[derive(Debug, Clone)]
+pub(crate) struct Manner {
+    /// As the kernel's table shows it.
+    pub(crate) source: String,
+    pub(crate) read_only: bool,
+    pub(crate) no_exec: bool,
+    pub(crate) others: Others,
+}
+
 pub(crate) fn mount(
     path: &Path,
-    source: &str,
+    manner: &Manner,
     adapter: Adapter,
     notifications: Notifications,
-) -> io::Result<Mounted> {
+) -> Result<Mounted, MountError> {
+    let failed = |error: io::Error| match error.kind() {
+        // Of fusermount3 alone; root is refused nothing.
+        io::ErrorKind::PermissionDenied if manner.others == Others::LetIn => {
+            MountError::OthersRefused
+        }
+        _ => MountError::Mount { path: path.to_owned(), error },
+    };
     let mut options = Config::default();
     options.mount_options = vec![
-        MountOption::FSName(source.to_owned()),
+        MountOption::FSName(manner.source.clone()),
         // Not fuser's `Subtype`, which is not told to the kernel when root mounts.
         MountOption::CUSTOM("subtype=isotope".to_owned()),
         MountOption::DefaultPermissions,
@@ -41,13 +59,22 @@ pub(crate) fn mount(
         MountOption::NoSuid,
     ];
     options.n_threads = Some(THREADS);
-    // QEMU runs as a user of its own; only root may let others in without asking fuse.conf.
-    if rustix::process::geteuid().is_root() {
-        options.acl = SessionACL::All;
+    if manner.read_only {
+        options.mount_options.push(MountOption::RO);
     }
-    let session = Session::new(adapter, path, &options)?;
+    if manner.no_exec {
+        options.mount_options.push(MountOption::NoExec);
+    }
+    options.acl = match manner.others {
+        Others::LetIn => SessionACL::All,
+        Others::KeptOut => SessionACL::Owner,
+    };
+    let session = Session::new(adapter, path, &options).map_err(failed)?;
     let notifier = session.notifier();
-    let session = session.spawn()?;
+    let session = session.spawn().map_err(failed)?;
+    if !rustix::process::geteuid().is_root() {
+        info!("{}", of_a_user(manner.others));
+    }
     notifications.start(&notifier);
     widen_read_ahead(path);
     let (end, ended) = oneshot::channel();
@@ -56,6 +83,20 @@ pub(crate) fn mount(
         let _ = end.send(session.join());
     });
     Ok(Mounted { path: path.to_owned(), notifications, ended })
+}
+
+/// What is different where somebody else than root mounts.
+fn of_a_user(others: Others) -> &'static str {
+    match others {
+        Others::KeptOut => {
+            "mounted for this user alone: other users, QEMU's own among them, cannot see it, and \
+             reads go through this process, for passthrough in the kernel is root's"
+        }
+        Others::LetIn => {
+            "mounted by a user, who lets others in: reads go through this process, for passthrough \
+             in the kernel is root's"
+        }
+    }
 }
 
 /// The kernel asks for as much at once as the device's read-ahead allows; its default is 128 KiB.

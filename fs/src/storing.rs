@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tonic::transport::{Endpoint, Uri};
 
-use crate::catalog::{self, Catalog};
+use crate::catalog::{self, Access, Catalog};
 use crate::error::FsError;
 use crate::remote::Hosts;
 use crate::stage::Stage;
@@ -35,7 +35,8 @@ impl Storing {
     /// Asks nobody yet, so that there is always something to abort.
     #[must_use]
     pub fn new(server: &Uri, request: UploadRequest) -> Self {
-        let catalog = Catalog::new(catalog::connect(Endpoint::from(server.clone())));
+        let channel = catalog::connect(Endpoint::from(server.clone()));
+        let catalog = Catalog::new(channel, Access::Changes);
         let (keeper, upload) = (catalog.clone(), request.id);
         let keeping = tokio::spawn(async move {
             loop {

@@ -7,6 +7,7 @@ mod node;
 mod stale;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use isotope_proto::change::{Change, Delta, Edit, Record};
 use isotope_proto::cluster::{Live, Node, Pool, Space, Volume, VolumeState};
@@ -141,6 +142,11 @@ impl Tree {
     pub fn holders(&self, volume: VolumeId) -> impl Iterator<Item = &Node> {
         let sights = self.volumes.get(&volume).map(|volume| &volume.sights[..]).unwrap_or_default();
         sights.iter().filter_map(|sight| self.nodes.get(&sight.node))
+    }
+
+    /// Each operating system that an image is taken for, once.
+    pub(crate) fn systems(&self) -> impl Iterator<Item = &Arc<Os>> {
+        self.systems.used()
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {

@@ -1,6 +1,5 @@
-//! What the mount does with files that are being written: reserved, opened, truncated, read back,
-//! closed, renamed and removed. Which file is meant is decided here; how its bytes travel, and what
-//! a close means, is not.
+//! What the mount does with files that are being written: reserved, opened, truncated, read back and
+//! closed. Which file is meant is decided here; how its bytes travel, and what a close means, is not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use isotope_proto::crash_point;
 use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
 use isotope_proto::range::ByteRange;
-use isotope_proto::tree::{Attributes, RenameMode};
+use isotope_proto::tree::Attributes;
 use isotope_proto::upload::Existing;
 use tokio::time::timeout;
 
@@ -20,6 +19,7 @@ use crate::catalog::CHANGE_DEADLINE;
 use crate::error::FsError;
 use crate::files::{Files, LIFETIME};
 use crate::handle::Handle;
+use crate::mirror::Source;
 use crate::process::thread_group;
 use crate::tree::Inode;
 use crate::upload::{Stored, Upload, WriteAt};
@@ -41,7 +41,7 @@ impl Files {
         let mut draft = timeout(CHANGE_DEADLINE, begun).await.unwrap_or(Err(FsError::TimedOut))?;
         draft.replaces = replaces;
         crash_point!("mount.create.reserved");
-        if replaces.is_none() {
+        if replaces.is_none() && self.source == Source::Own {
             self.mirror.set_made_here(draft.ino, true);
         }
         let (catalog, hosts, mirror) =
@@ -59,7 +59,8 @@ impl Files {
         mode: u32,
         task: u32,
     ) -> Result<(Arc<Upload>, u64), FsError> {
-        let upload = self.begin_upload((parent, name), mode, None).await?;
+        let behind = self.behind(parent, name).await?;
+        let upload = behind.files.begin_upload(behind.at(), mode, None).await?;
         self.mirror.remember(upload.draft.ino, 1);
         let opener = thread_group(task);
         let writer = Writer::open(upload.draft.ino, opener, Some(Arc::clone(&upload)))?;
@@ -180,6 +181,9 @@ impl Files {
 
     /// Attributes, and how long they may be believed.
     pub(crate) fn attr(&self, ino: Ino, task: u32) -> Result<(FileAttr, Duration), FsError> {
+        if let Some(view) = self.views.at(ino) {
+            return Ok((self.attr_of_view(ino, &view), Duration::ZERO));
+        }
         if let Some(upload) = self.written_by(ino, task) {
             return Ok((attr::of_upload(ino, &upload, self.owner), Duration::ZERO));
         }
@@ -194,6 +198,15 @@ impl Files {
         Ok((attr, if shared { Duration::ZERO } else { LIFETIME }))
     }
 
+    /// What is stored when somebody asks for a mode.
+    pub(crate) fn mode_to_store(&self, ino: Ino, asked: u32, task: u32) -> Result<u32, FsError> {
+        let (kind, before) = match self.written_by(ino, task) {
+            Some(upload) => (attr::FileType::RegularFile, upload.shown().1),
+            None => self.mirror.with(ino, attr::kind_and_mode).ok_or(FsError::Stale)?,
+        };
+        self.owner.to_store(kind, asked, before).ok_or(FsError::NotPermitted)
+    }
+
     /// Sets attributes, and returns them as the kernel is to keep them.
     pub(crate) async fn set_attributes(
         &self,
@@ -203,6 +216,12 @@ impl Files {
         mut set: Attributes,
         task: u32,
     ) -> Result<(FileAttr, Duration), FsError> {
+        if let Some(view) = self.views.at(ino) {
+            // To give it to whom it belongs is no change.
+            let is_none = set == Attributes::default();
+            let attr = (self.attr_of_view(ino, &view), Duration::ZERO);
+            return if is_none { Ok(attr) } else { Err(FsError::NotPermitted) };
+        }
         if let Some(size) = size {
             self.set_size(ino, handle, size, thread_group(task)).await?;
             // The kernel sends the time along; what is written has it anyhow.
@@ -328,65 +347,6 @@ impl Files {
                 Ok(())
             }
         }
-    }
-
-    /// Removes a name: of an image, of a file that is being written, or of both.
-    pub(crate) async fn unlink(&self, parent: Ino, name: &EntryName) -> Result<(), FsError> {
-        let mut removed = false;
-        if let Some(upload) = self.uploads.named(parent, name.as_str()) {
-            removed = upload.remove_name().await?;
-            upload.left();
-        }
-        let listed = self.mirror.tree().folder(parent).and_then(|it| it.child(name.as_str()));
-        if removed && listed.is_none() {
-            return Ok(());
-        }
-        self.change(self.catalog.remove(parent, name)).await
-    }
-
-    /// Gives an image one more name.
-    pub(crate) async fn link(&self, ino: Ino, to: (Ino, &EntryName)) -> Result<(), FsError> {
-        if self.uploads.named(to.0, to.1.as_str()).is_some() {
-            return Err(FsError::Exists);
-        }
-        // What is being written has no bytes yet that another name could lead to.
-        if let Some(upload) = self.uploads.get(ino) {
-            self.uploads.commit_if_idle(&upload).await?;
-            if !upload.is_over() {
-                return Err(FsError::InUse);
-            }
-        }
-        self.change(self.catalog.link(ino, to)).await
-    }
-
-    pub(crate) async fn rename(
-        &self,
-        from: (Ino, &EntryName),
-        to: (Ino, &EntryName),
-        mode: RenameMode,
-    ) -> Result<(), FsError> {
-        // Made, closed, and not written: meant as it is.
-        for (folder, name) in [from, to] {
-            if let Some(idle) = self.uploads.named(folder, name.as_str()) {
-                self.uploads.commit_if_idle(&idle).await?;
-            }
-        }
-        if mode == RenameMode::Exchange && self.uploads.named(to.0, to.1.as_str()).is_some() {
-            return Err(FsError::InUse);
-        }
-        let listed = self.mirror.tree().folder(from.0).and_then(|it| it.child(from.1.as_str()));
-        match (listed, self.uploads.named(from.0, from.1.as_str())) {
-            (_, None) => {}
-            // Which of the two is meant? What replaces the image has its name, but not yet.
-            (Some(_), Some(_)) => return Err(FsError::InUse),
-            (None, Some(_)) if mode == RenameMode::Exchange => return Err(FsError::InUse),
-            (None, Some(upload)) => {
-                upload.rename(to, mode).await?;
-                [from.0, to.0].iter().for_each(|folder| self.mirror.tell_listing(*folder));
-                return Ok(());
-            }
-        }
-        self.change(self.catalog.rename(from, to, mode)).await
     }
 }
 

@@ -5,7 +5,7 @@ use crate::name::{EntryName, FolderPath};
 use crate::time::Timestamp;
 
 /// Permission bits of folders and images unless somebody sets others.
-pub const FOLDER_MODE: u32 = 0o775;
+pub const FOLDER_MODE: u32 = 0o2775;
 pub const IMAGE_MODE: u32 = 0o664;
 
 /// Folders that exist from the start, by family of operating system.

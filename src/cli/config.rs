@@ -33,7 +33,7 @@ struct SettingJson<'a> {
 }
 
 pub(super) fn cmd_config(args: &ConfigArgs, format: Format) -> anyhow::Result<()> {
-    let loaded = config::load()?;
+    let loaded = config::load(None)?;
     match args.command {
         ConfigCommand::Check => output::line("the configuration can be used"),
         ConfigCommand::Show { origin: with_origin } => {

@@ -240,7 +240,7 @@ os.execvp('timeout', ['timeout', '60', 'unshare', '--pid', '--fork', '--kill-chi
 fn mounted_apart(library: &Library) -> (Program, PathBuf) {
     let mount = library.world.mount_point("apart");
     let script = format!(
-        "export ISOTOPE_CONFIG={}; exec unshare --pid --fork --kill-child \
+        "export ISOTOPE_CONFIG={} ISOTOPE_MOUNT_OPTIONS=noimmutable; exec unshare --pid --fork --kill-child \
          {} mount --catalog {} \"$0\" 2>/dev/null",
         library.world.path("isotope.toml").display(),
         env!("CARGO_BIN_EXE_isotope"),

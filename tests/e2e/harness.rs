@@ -1,6 +1,7 @@
 //! Processes of Isotope in a temporary directory: started, watched, killed, and in the end gone,
 //! mounts and all, whatever the test did. A watchdog frees a test that hangs on a mount.
 
+pub(crate) mod background;
 pub(crate) mod hosts;
 pub(crate) mod programs;
 pub(crate) mod storing;
@@ -85,6 +86,8 @@ impl World {
                 command.env_remove(name);
             }
         }
+        // A test's directory must go with the test.
+        command.env("ISOTOPE_MOUNT_OPTIONS", "noimmutable");
         command.args(args).env("ISOTOPE_CONFIG", self.path("isotope.toml")).stdin(Stdio::null());
         command
     }
@@ -248,6 +251,10 @@ impl Part {
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

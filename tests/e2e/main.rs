@@ -14,6 +14,7 @@ mod hashing;
 mod hosts;
 mod library;
 mod model;
+mod mounting;
 mod parts;
 mod placement;
 mod random_writes;

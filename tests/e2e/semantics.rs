@@ -3,6 +3,8 @@
 mod deleting;
 mod failing;
 mod links;
+mod mounting;
 mod names;
 mod showing;
 mod storing;
+mod views;

@@ -182,6 +182,11 @@ impl<T: Eq + Hash> Interned<T> {
         Self { all: HashSet::new(), full: FULL_MIN }
     }
 
+    /// What something other than this still uses.
+    pub(super) fn used(&self) -> impl Iterator<Item = &Arc<T>> {
+        self.all.iter().filter(|it| Arc::strong_count(it) > 1)
+    }
+
     pub(super) fn get(&mut self, value: T) -> Arc<T> {
         if let Some(known) = self.all.get(&value) {
             return Arc::clone(known);

@@ -43,7 +43,7 @@ impl Ended {
 const TIMED_OUT: i32 = 137;
 
 /// The same command, killed when the time is over; its words are the C locale's.
-pub(super) fn limited(seconds: u64, command: &Command) -> Command {
+pub(crate) fn limited(seconds: u64, command: &Command) -> Command {
     let mut limited = Command::new("timeout");
     limited.args(["--signal=KILL", &seconds.to_string()]);
     limited.arg(command.get_program()).args(command.get_args());
