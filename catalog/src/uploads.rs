@@ -46,6 +46,7 @@ pub(crate) fn begin(
         parent,
         name: request.place.name.clone(),
         mode: request.mode,
+        rewrites: request.existing == Existing::Rewrite,
     })?;
     Ok(upload)
 }
@@ -68,7 +69,7 @@ fn free_place(rows: &Rows<'_>, place: &Place, existing: Existing) -> Result<Ino,
             (Node::Image(_), Existing::Refuse) => {
                 return Err(Refusal::new(Reason::Exists, format!("{name} exists")));
             }
-            (Node::Image(_), Existing::Replace) => {}
+            (Node::Image(_), Existing::Replace | Existing::Rewrite) => {}
         }
     }
     Ok(parent.ino)
@@ -88,7 +89,7 @@ pub(crate) fn rename(
     }
     let parent = free_place(edits, to, existing)?;
     edits.release(upload)?;
-    edits.reserve(&Reserved { parent, name: to.name.clone(), ..reserved })
+    edits.reserve(&Reserved { parent, name: to.name.clone(), rewrites: false, ..reserved })
 }
 
 fn given_up() -> Refusal {
@@ -105,7 +106,7 @@ pub(crate) fn publish(
     now: Timestamp,
 ) -> Result<(), Refusal> {
     let reserved = edits.upload(upload)?.ok_or_else(given_up)?;
-    let Reserved { upload, parent, name, mode } = reserved;
+    let Reserved { upload, parent, name, mode, rewrites } = reserved;
     edits.release(upload.id)?;
     let image = Image {
         id: upload.image,
@@ -135,14 +136,18 @@ pub(crate) fn publish(
     let Some(before) = edits.entry(parent, &name)? else {
         return add_entry(edits, parent, name, upload.ino, now);
     };
-    // The name stays, and leads to the new image from now on.
-    let after = Entry { ino: upload.ino, ..before.clone() };
-    edits.write(Delta::Entry(Edit::Changed { before: before.clone(), after }))?;
-    touch(edits, parent, now)?;
-    match node(edits, before.ino)? {
-        Node::Image(old) => trash_if_nameless(edits, *old, vec![path_in(edits, &before)?], now),
-        Node::Folder(_) => Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder"))),
+    let Node::Image(old) = node(edits, before.ino)? else {
+        return Err(Refusal::new(Reason::IsAFolder, format!("{name} is a folder")));
+    };
+    let names = if rewrites { edits.entries_to(old.ino)? } else { vec![before] };
+    let paths = names.iter().map(|it| path_in(edits, it)).collect::<Result<_, _>>()?;
+    for before in names {
+        // The name stays, and leads to the new image from now on.
+        let (parent, after) = (before.parent, Entry { ino: upload.ino, ..before.clone() });
+        edits.write(Delta::Entry(Edit::Changed { before, after }))?;
+        touch(edits, parent, now)?;
     }
+    trash_if_nameless(edits, *old, paths, now)
 }
 
 fn task(kind: FileTaskKind, image: ImageId, replica: &Replica) -> FileTask {

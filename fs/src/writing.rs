@@ -36,7 +36,7 @@ impl Files {
         mode: u32,
         replaces: Option<Ino>,
     ) -> Result<Arc<Upload>, FsError> {
-        let existing = if replaces.is_some() { Existing::Replace } else { Existing::Refuse };
+        let existing = if replaces.is_some() { Existing::Rewrite } else { Existing::Refuse };
         let begun = self.catalog.begin_upload((parent, name), mode, existing, &self.host);
         let mut draft = timeout(CHANGE_DEADLINE, begun).await.unwrap_or(Err(FsError::TimedOut))?;
         draft.replaces = replaces;

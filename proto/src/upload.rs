@@ -28,8 +28,10 @@ pub struct UploadRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
     Refuse,
-    /// When the upload is published.
+    /// It gives up the name when the upload is published.
     Replace,
+    /// It gives up all its names then: its bytes are changed, and not one of its names.
+    Rewrite,
 }
 
 /// A reserved upload, and where its bytes are to go.

@@ -27,7 +27,7 @@ impl Uploads {
         let (place, existing) = (request.place.clone(), request.existing);
         let standing = self.0.nodes.live().borrow().clone();
         let read = self.0.store.read(move |rows| {
-            if existing == Existing::Replace {
+            if existing != Existing::Refuse {
                 uploads::check_deletable(rows, &place, &standing)?;
             }
             let folder = library::folder(rows, &place.folder)?;

@@ -21,9 +21,12 @@ pub(crate) struct Reserved {
     pub(crate) parent: Ino,
     pub(crate) name: EntryName,
     pub(crate) mode: u32,
+    /// All names of the image that has the name, not that one alone.
+    pub(crate) rewrites: bool,
 }
 
-const UPLOAD: &str = "SELECT id, image, ino, volume, node, parent, name, mode FROM upload";
+const UPLOAD: &str =
+    "SELECT id, image, ino, volume, node, parent, name, mode, rewrites FROM upload";
 const TASK: &str = "SELECT kind, image, path, inode, size_bytes, mtime_ns FROM file_task";
 
 impl Rows<'_> {
@@ -212,8 +215,8 @@ impl Edits<'_> {
 
     pub(crate) fn reserve(&mut self, it: &Reserved) -> Result<(), Refusal> {
         self.execute(
-            "INSERT INTO upload (id, image, ino, parent, name, mode, volume, node)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO upload (id, image, ino, parent, name, mode, volume, node, rewrites)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 it.upload.id.as_bytes(),
                 it.upload.image.as_bytes(),
@@ -223,6 +226,7 @@ impl Edits<'_> {
                 it.mode,
                 it.upload.volume.as_bytes(),
                 it.upload.node.as_bytes(),
+                it.rewrites,
             ],
         )
     }
@@ -303,6 +307,7 @@ fn reserved_of(row: &Row<'_>) -> rusqlite::Result<Reserved> {
         parent: Ino(sql_uint(row, 5)?),
         name: parsed(row, 6, |name: String| EntryName::parse(&name))?,
         mode: row.get(7)?,
+        rewrites: row.get(8)?,
     })
 }
 

@@ -18,8 +18,9 @@ impl From<UploadRequest> for pb::BeginUploadRequest {
             mode: request.mode,
             pool: request.pool,
             host: request.host,
-            replace: request.existing == Existing::Replace,
+            replace: request.existing != Existing::Refuse,
             size_bytes: request.size_bytes,
+            rewrite: request.existing == Existing::Rewrite,
         }
     }
 }
@@ -33,7 +34,11 @@ impl TryFrom<pb::BeginUploadRequest> for UploadRequest {
             mode: request.mode & 0o7777,
             pool: request.pool,
             host: request.host,
-            existing: if request.replace { Existing::Replace } else { Existing::Refuse },
+            existing: match (request.replace, request.rewrite) {
+                (false, _) => Existing::Refuse,
+                (true, false) => Existing::Replace,
+                (true, true) => Existing::Rewrite,
+            },
             size_bytes: request.size_bytes,
         })
     }

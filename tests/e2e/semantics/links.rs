@@ -8,7 +8,7 @@ use std::path::Path;
 use libc::{EBUSY, EEXIST, EINVAL, EMLINK, ENAMETOOLONG, ENOENT, EPERM};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::harness::{World, errno, eventually, pattern, walk};
+use crate::harness::{World, errno, eventually, holds, pattern, walk};
 
 fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
     Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
@@ -49,13 +49,33 @@ fn a_link_is_one_more_name_of_an_image() {
     fs::rename(at("x/a.iso"), at("x/again.iso")).expect("no error");
     assert!(at("x/a.iso").exists() && at("x/again.iso").exists());
 
+    // Written anew under one name it is another under all of them, as a file is.
+    let bytes = pattern("anew", 200_000);
+    fs::write(at("x/a.iso"), &bytes).expect("written");
+    for mount in [&first, &second] {
+        for name in names {
+            let len = || fs::metadata(mount.join(name)).map(|it| it.len()).ok();
+            eventually("the new bytes", || len() == Some(200_000));
+            holds(mount.join(name), &bytes);
+        }
+        eventually("three links", || {
+            fs::metadata(mount.join("x/a.iso")).is_ok_and(|it| it.nlink() == 3)
+        });
+    }
+
     // One name after the other goes; the bytes with the last.
     fs::remove_file(second.join("other/a.iso")).expect("removed");
     fs::rename(at("other/b.iso"), at("x/again.iso")).expect("replaced");
     assert_eq!(fs::metadata(at("x/a.iso")).expect("there").nlink(), 1);
-    assert!(pool.join("iso/a.iso").exists());
+    let pool_has = |len| {
+        let entries = fs::read_dir(pool.join("iso")).expect("a listing");
+        entries
+            .filter(|it| it.as_ref().is_ok_and(|it| it.metadata().is_ok_and(|it| it.len() == len)))
+            .count()
+    };
+    assert_eq!(pool_has(200_000), 1);
     fs::remove_file(at("x/a.iso")).expect("removed");
-    eventually("the file to go", || !pool.join("iso/a.iso").exists());
+    eventually("the file to go", || pool_has(200_000) == 0);
 
     for n in 1..1000 {
         fs::hard_link(at("x/again.iso"), at(&format!("x/{n}.iso"))).expect("linked");
