@@ -2,6 +2,7 @@
 
 mod catalog;
 mod config;
+mod connect;
 mod daemon;
 mod get;
 mod info;
@@ -83,6 +84,7 @@ enum Command {
     Pool(pool::PoolArgs),
     Status(status::StatusArgs),
     Views(views::ViewsArgs),
+    Connect(connect::ConnectArgs),
     Catalog(catalog::CatalogArgs),
     Config(config::ConfigArgs),
 }
@@ -149,6 +151,7 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Node(args) => node::cmd_node(&args, context).await,
         Command::Pool(args) => pool::cmd_pool(&args, context).await,
         Command::Status(args) => status::cmd_status(&args, context).await,
+        Command::Connect(args) => connect::cmd_connect(&args, context),
         Command::Views(args) => {
             views::cmd_views(&args, context);
             Ok(())
