@@ -283,3 +283,154 @@ fn groups(tree: &Tree) -> impl Iterator<Item = (String, ContentId)> {
 pub(crate) fn is_entrance(parent: Ino, name: &str) -> bool {
     parent == Ino::ROOT && name == VIEWS
 }
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::change::Record;
+    use isotope_proto::cluster::{Node, Pool, Sight, Volume};
+    use isotope_proto::digest::{Blake3, Sha256};
+    use isotope_proto::id::{Incarnation, NodeId, Revision};
+    use isotope_proto::image::{Hashes, Image, ImageFormat, OsFamily, Replica, Stamp};
+    use isotope_proto::name::VolumePath;
+    use isotope_proto::time::Timestamp;
+
+    use super::*;
+    use crate::tree::Position;
+
+    fn image(n: u8, names: &[&str], bytes: u8, volume: u8) -> Record {
+        let path = VolumePath::parse("iso/x.iso").expect("a path");
+        let stamp = Stamp { inode: n.into(), size_bytes: 1, mtime_ns: 1 };
+        let volume = VolumeId::from_bytes([volume; 16]);
+        let (sha256, blake3) = (Sha256::from_bytes([bytes; 32]), Blake3::from_bytes([bytes; 32]));
+        Record::Image(Image {
+            id: ImageId::from_bytes([n; 16]),
+            ino: Ino(n.into()),
+            content: ContentId::from_bytes([bytes; 16]),
+            hashes: Some(Hashes { sha256, blake3 }),
+            filename: "x.iso".to_owned(),
+            size_bytes: 1,
+            format: ImageFormat::Iso,
+            os: Os {
+                family: OsFamily::Linux,
+                distribution: if n.is_multiple_of(2) { "Debian" } else { "a/b" }.to_owned(),
+                version: String::new(),
+                arch: String::new(),
+            },
+            flat_names: names.iter().map(|it| EntryName::parse(it).expect("a name")).collect(),
+            facts: None,
+            mode: 0o644,
+            created: Timestamp(0),
+            modified: Timestamp(0),
+            changed: Timestamp(0),
+            replicas: vec![Replica { volume, path, stamp, checked: None }],
+        })
+    }
+
+    /// Four images, two of equal bytes, on the volumes of two nodes; and one that has no flat name.
+    fn tree() -> Tree {
+        let incarnation = Incarnation::from_bytes([1; 16]);
+        let mut tree = Tree::new(Position { incarnation, revision: Revision(1) });
+        for n in [1_u8, 2] {
+            let (node, pool) = (NodeId::from_bytes([n; 16]), PoolId::from_bytes([n; 16]));
+            let name = format!("host-{n}");
+            let (address, host) = (String::new(), String::new());
+            tree.load(Record::Node(Node { id: node, name: name.clone(), address, host }));
+            tree.load(Record::Pool(Pool { id: pool, name: format!("pool/{n}"), assigned: vec![] }));
+            let sights = vec![Sight { node, path: String::new() }];
+            tree.load(Record::Volume(Volume { id: VolumeId::from_bytes([n; 16]), pool, sights }));
+        }
+        tree.load(image(10, &["a.iso", "former.iso"], 1, 1));
+        tree.load(image(11, &["b.ISO"], 1, 2));
+        tree.load(image(12, &["c.ova"], 3, 1));
+        tree.load(image(13, &[], 4, 1));
+        tree.end_list();
+        tree
+    }
+
+    fn at(path: &str) -> View {
+        View(path.split('/').filter(|it| !it.is_empty()).map(str::to_owned).collect())
+    }
+
+    fn listed(tree: &Tree, path: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        at(path).list(tree, 0, |_, name, seen| {
+            assert_eq!(at(path).child(tree, name), Some(seen), "{path}/{name} is found");
+            names.push(name.to_owned());
+            false
+        });
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn each_view_shows_its_images_and_finds_what_it_shows() {
+        let tree = tree();
+        let check =
+            |path: &str, expected: &[&str]| assert_eq!(listed(&tree, path), expected, "{path}");
+        check("", &["by-id", "by-node", "by-os", "by-pool", "duplicates", "flat", "proxmox"]);
+        check("flat", &["a.iso", "b.ISO", "c.ova"]);
+        check("proxmox/template/iso", &["a.iso", "b.ISO"]);
+        check("proxmox/import", &["c.ova"]);
+        check("proxmox/template", &["cache", "iso"]);
+        check("proxmox/dump", &[]);
+        check("by-node", &["host-1", "host-2"]);
+        check("by-node/host-1", &["a.iso", "c.ova"]);
+        check("by-pool", &["pool_1", "pool_2"]);
+        check("by-pool/pool_2", &["b.ISO"]);
+        check("by-os/linux", &["Debian", "a_b"]);
+        check("by-os/linux/Debian", &["unknown"]);
+        check("by-os/linux/Debian/unknown", &["a.iso", "c.ova"]);
+        check("duplicates", &["0101010101010101"]);
+        check("duplicates/0101010101010101", &["a.iso", "b.ISO"]);
+        assert_eq!(listed(&tree, "by-id").len(), 4);
+    }
+
+    #[test]
+    fn former_names_lead_to_an_image_and_names_of_others_do_not() {
+        let tree = tree();
+        let seen = |path: &str, name: &str| at(path).child(&tree, name);
+        assert_eq!(seen("flat", "former.iso"), Some(Seen::Image(Ino(10))));
+        assert_eq!(seen("proxmox/import", "former.iso"), None);
+        assert_eq!(seen("by-node/host-2", "a.iso"), None);
+        assert_eq!(seen("flat", "A.iso"), None);
+        assert_eq!(seen("", "other"), None);
+        let id = ImageId::from_bytes([13; 16]);
+        assert_eq!(seen("by-id", &format!("{id}.img")), Some(Seen::Image(Ino(13))));
+        assert_eq!(seen("by-id", "13.img"), None);
+    }
+
+    #[test]
+    fn a_listing_goes_on_where_it_was_full() {
+        let tree = tree();
+        for path in ["flat", "", "by-os/linux", "by-id"] {
+            let (mut found, mut after) = (Vec::new(), 0);
+            loop {
+                let before = found.len();
+                // The second does not fit any more.
+                at(path).list(&tree, after, |at, name, _| {
+                    let full = found.len() > before;
+                    if !full {
+                        (after, _) = (at, found.push(name.to_owned()));
+                    }
+                    full
+                });
+                if found.len() == before {
+                    break;
+                }
+            }
+            found.sort_unstable();
+            assert_eq!(found, listed(&tree, path), "{path}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_no_image_and_differ() {
+        let tree = tree();
+        let mut numbers: Vec<Ino> = listed(&tree, "").iter().map(|it| at(it).ino()).collect();
+        assert!(numbers.iter().all(|it| is_view(*it)) && !is_view(Ino(u64::MAX >> 3)));
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), KINDS.len());
+        assert_eq!((at("flat").parent(), at("").parent()), (Some(View::all()), None));
+    }
+}
