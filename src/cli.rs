@@ -8,6 +8,7 @@ mod info;
 mod ls;
 mod mkdir;
 mod mount;
+mod mounts;
 mod mv;
 mod node;
 mod pool;

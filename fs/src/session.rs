@@ -47,8 +47,9 @@ pub(crate) fn mount(
     }
     let session = Session::new(adapter, path, &options)?;
     let notifier = session.notifier();
-    let session = session.spawn()?;
+    // Before the first request: what changes from then on must reach the kernel.
     notifications.start(&notifier);
+    let session = session.spawn().inspect_err(|_| notifications.close())?;
     widen_read_ahead(path);
     let (end, ended) = oneshot::channel();
     std::thread::spawn(move || {

@@ -26,6 +26,7 @@ pub(super) fn config(
     mountpoint: &Path,
     catalog: &str,
     settings: &Settings,
+    state: &Path,
 ) -> anyhow::Result<isotope_fs::Config> {
     Ok(isotope_fs::Config {
         mountpoint: mountpoint.to_owned(),
@@ -36,6 +37,7 @@ pub(super) fn config(
             gid: rustix::process::getgid().as_raw(),
         },
         guard: vec![std::env::current_exe()?, "guard".into()],
+        snapshots: Some(state.join("mount")),
     })
 }
 
@@ -43,7 +45,7 @@ pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Res
     let settings = &context.settings;
     let mountpoint = resolved(args.dir.as_deref().unwrap_or(&settings.mount.dir));
     let catalog = args.catalog.as_deref().unwrap_or(&context.server);
-    let mount = Mount::build(config(&mountpoint, catalog, settings)?)?;
+    let mount = Mount::build(config(&mountpoint, catalog, settings, &settings.state)?)?;
     let stop = daemon::stop_on_signal()?;
     let (ready, mounted) = oneshot::channel();
     let served = tokio::spawn(mount.serve(stop, ready));

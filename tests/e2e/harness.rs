@@ -86,6 +86,8 @@ impl World {
             }
         }
         command.args(args).env("ISOTOPE_CONFIG", self.path("isotope.toml")).stdin(Stdio::null());
+        // What nobody gave another directory must not be in the machine's own.
+        command.env("ISOTOPE_STATE", self.path("state"));
         command
     }
 
