@@ -29,7 +29,11 @@ const CHANGES_BYTES_MIN: u64 = 16 << 20;
 /// What is true of hosts changes all the time: free space. For the next start so fresh will do.
 const LIVE_EVERY: Duration = Duration::from_secs(30);
 /// A recording that was given up is tried again, with a new list, after so long.
-const RETRY_AFTER: Duration = Duration::from_secs(600);
+const RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// A mount that was killed a moment ago may hold its lock until it has ended; its guard cuts it off
+/// by then.
+const LOCK_MAX: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
 /// Reads of a recording: its frames are some 100 KiB.
 const READ_BYTES: usize = 1 << 20;
 
@@ -104,10 +108,8 @@ pub(crate) fn open(
     let path = |end: &str| dir.join(format!("{name}.{end}"));
     let place = Place { dir: dir.to_owned(), file: path("feed"), new: path("new"), whose };
     let lock = private().create(true).truncate(false).open(path("lock")).map_err(io)?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(CannotRecord::Locked(place.file)),
-        Err(error) => return Err(io(error.into())),
+    if !locked(&lock).map_err(io)? {
+        return Err(CannotRecord::Locked(place.file));
     }
     let (file, replayed) = match play_back(&place) {
         Ok(Some((file, replayed))) => (Some(file), Some(replayed)),
@@ -137,6 +139,21 @@ pub(crate) fn open(
         .spawn(move || keeper.run(&queue))
         .map_err(io)?;
     Ok((recorder, replayed))
+}
+
+/// False: somebody else keeps it locked.
+fn locked(lock: &File) -> io::Result<bool> {
+    let deadline = Instant::now() + LOCK_MAX;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn private() -> OpenOptions {
@@ -326,5 +343,132 @@ impl Keeper {
                 debug!(path = %path.display(), %error, "cannot be removed");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isotope_proto::pb;
+
+    use super::*;
+    use crate::recording::tests::{events, whose};
+
+    fn opened(dir: &Path) -> (Recorder, Option<Replayed>) {
+        open(dir, whose(), Instant::now()).expect("a place to record to")
+    }
+
+    /// Records events, and what is played back when the recorder has ended.
+    fn recorded(dir: &Path, events: Vec<Event>) -> Option<Replayed> {
+        let (mut recorder, _) = opened(dir);
+        for event in events {
+            recorder.record(event, Instant::now());
+        }
+        drop(recorder);
+        // Waits for the lock, which the thread has until it has written all.
+        opened(dir).1
+    }
+
+    #[test]
+    fn what_is_recorded_is_played_back_and_gone_on_with() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let all = events(3);
+        let first = recorded(dir.path(), all[..4].to_vec()).expect("a recording");
+        assert_eq!(first.tree.position.revision.0, 11);
+        let more = recorded(dir.path(), all[4..].to_vec()).expect("a recording");
+        assert_eq!(more.tree.position.revision.0, 13);
+        assert_eq!(more.list_bytes, first.list_bytes);
+        let once = tempfile::tempdir().expect("a directory");
+        assert_eq!(recorded(once.path(), all).expect("a recording").tree, more.tree);
+    }
+
+    #[test]
+    fn a_list_that_does_not_become_whole_leaves_the_last_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let all = events(2);
+        let whole = recorded(dir.path(), all.clone()).expect("a recording");
+        let kept = recorded(dir.path(), all[..2].to_vec()).expect("the same");
+        assert_eq!(kept.tree, whole.tree);
+        // What changes before the next try goes on the last one.
+        let began = [&all[..2], &events(3)[5..]].concat();
+        let kept = recorded(dir.path(), began).expect("one more");
+        assert_eq!(kept.tree.position.revision, whole.tree.position.revision.next());
+    }
+
+    #[test]
+    fn one_process_at_a_time_records() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (first, _) = opened(dir.path());
+        let second = open(dir.path(), whose(), Instant::now());
+        assert!(matches!(second, Err(CannotRecord::Locked(_))));
+        drop(first);
+        opened(dir.path());
+    }
+
+    #[test]
+    fn a_new_list_is_wanted_when_the_changes_have_outgrown_the_last() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut recorder, _) = opened(dir.path());
+        let now = Instant::now();
+        for event in events(1) {
+            recorder.record(event, now);
+        }
+        assert!(!recorder.wants_list(now));
+        let entry = pb::Entry { name: "x".repeat(1 << 20), ..pb::Entry::default() };
+        let record = pb::Record { record: Some(pb::record::Record::Entry(entry)) };
+        let deltas = vec![pb::Delta { before: None, after: Some(record) }];
+        let change = Event::Change(pb::Change { deltas, ..pb::Change::default() });
+        for _ in 0..=CHANGES_BYTES_MIN >> 20 {
+            recorder.record(change.clone(), now);
+        }
+        assert!(recorder.wants_list(now));
+        let mut list = events(0).into_iter();
+        recorder.record(list.next().expect("a reset"), now);
+        assert!(!recorder.wants_list(now), "it is being told");
+        list.for_each(|event| drop(recorder.record(event, now)));
+        assert!(!recorder.wants_list(now) && !recorder.has_failed());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_given_up_and_tried_again_later() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut recorder, _) = opened(dir.path());
+        let now = Instant::now();
+        // In the way of the new file.
+        let new = dir.path().join(format!("{}.new", whose().file_name()));
+        fs::create_dir(&new).expect("made");
+        recorder.record(events(0).remove(0), now);
+        let deadline = now + Duration::from_secs(20);
+        while !recorder.has_failed() {
+            assert!(Instant::now() < deadline, "it fails");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!recorder.wants_list(now));
+        let later = now + RETRY_AFTER + Duration::from_secs(1);
+        assert!(recorder.wants_list(later));
+        fs::remove_dir(&new).expect("removed");
+        events(1).into_iter().for_each(|event| drop(recorder.record(event, later)));
+        assert!(!recorder.wants_list(later));
+        drop(recorder);
+        assert!(opened(dir.path()).1.is_some());
+    }
+
+    #[test]
+    fn of_hosts_the_newest_state_is_kept_and_not_each() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut recorder, _) = opened(dir.path());
+        let now = Instant::now();
+        events(0).into_iter().for_each(|event| drop(recorder.record(event, now)));
+        let live = |n: u8| {
+            Event::Live(pb::Live { connected_node_ids: vec![vec![n; 16]], volumes: Vec::new() })
+        };
+        for n in 1..=100 {
+            recorder.record(live(n), now);
+        }
+        drop(recorder);
+        let replayed = opened(dir.path()).1.expect("a recording");
+        let connected = &replayed.tree.live().connected;
+        assert_eq!(connected[0].as_bytes(), &[100; 16]);
+        // Two of them: the first, and the last when it ended.
+        assert!(replayed.bytes - replayed.list_bytes < 100);
     }
 }
