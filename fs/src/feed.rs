@@ -10,6 +10,36 @@ use isotope_proto::wire::Malformed;
 
 use crate::tree::{Position, Tree};
 
+/// An event, understood.
+pub(crate) enum Heard {
+    Reset(Position),
+    Records(Vec<Record>),
+    Listed,
+    Change(Change),
+    Live(Live),
+    Heartbeat,
+}
+
+impl TryFrom<Event> for Heard {
+    type Error = Malformed;
+    fn try_from(event: Event) -> Result<Self, Malformed> {
+        Ok(match event {
+            Event::Reset(reset) => {
+                let incarnation = Incarnation::try_from(&*reset.incarnation)?;
+                Self::Reset(Position { incarnation, revision: Revision(reset.revision) })
+            }
+            Event::Records(records) => {
+                let records = records.records.into_iter().map(Record::try_from);
+                Self::Records(records.collect::<Result<_, _>>()?)
+            }
+            Event::Listed(pb::Listed {}) => Self::Listed,
+            Event::Change(change) => Self::Change(change.try_into()?),
+            Event::Live(live) => Self::Live(live.try_into()?),
+            Event::Heartbeat(pb::Heartbeat { .. }) => Self::Heartbeat,
+        })
+    }
+}
+
 /// Where a feed stands between two events.
 #[derive(Default)]
 pub(crate) struct Feed {
@@ -34,30 +64,26 @@ impl Feed {
     /// Takes in the next event.
     ///
     /// # Errors
-    /// It cannot be understood, or not at this place.
-    pub(crate) fn take(&mut self, event: Event) -> Result<Taken, Malformed> {
-        Ok(match event {
-            Event::Reset(reset) => {
-                let incarnation = Incarnation::try_from(&*reset.incarnation)?;
-                let revision = Revision(reset.revision);
-                self.list = Some(Tree::new(Position { incarnation, revision }));
+    /// It means nothing at this place.
+    pub(crate) fn take(&mut self, heard: Heard) -> Result<Taken, Malformed> {
+        Ok(match heard {
+            Heard::Reset(position) => {
+                self.list = Some(Tree::new(position));
                 Taken::Part
             }
-            Event::Records(records) => {
+            Heard::Records(records) => {
                 let tree = self.list.as_mut().ok_or(Malformed::Missing("reset"))?;
-                for record in records.records {
-                    tree.load(Record::try_from(record)?);
-                }
+                records.into_iter().for_each(|record| tree.load(record));
                 Taken::Part
             }
-            Event::Listed(pb::Listed {}) => {
+            Heard::Listed => {
                 let mut tree = self.list.take().ok_or(Malformed::Missing("reset"))?;
                 tree.end_list();
                 Taken::Listed(Box::new(tree))
             }
-            Event::Change(change) => Taken::Change(Change::try_from(change)?),
-            Event::Live(live) => Taken::Live(Live::try_from(live)?),
-            Event::Heartbeat(pb::Heartbeat { .. }) => Taken::Heartbeat,
+            Heard::Change(change) => Taken::Change(change),
+            Heard::Live(live) => Taken::Live(live),
+            Heard::Heartbeat => Taken::Heartbeat,
         })
     }
 }
@@ -70,13 +96,17 @@ mod tests {
         Event::Reset(pb::Reset { incarnation: vec![1; 16], revision: 3 })
     }
 
+    fn take(feed: &mut Feed, event: Event) -> Result<Taken, Malformed> {
+        feed.take(event.try_into()?)
+    }
+
     #[test]
     fn a_list_is_a_tree_once_it_is_whole() {
         let mut feed = Feed::default();
-        assert!(matches!(feed.take(reset()), Ok(Taken::Part)));
+        assert!(matches!(take(&mut feed, reset()), Ok(Taken::Part)));
         let none = Event::Records(pb::Records { records: Vec::new() });
-        assert!(matches!(feed.take(none), Ok(Taken::Part)));
-        let Ok(Taken::Listed(tree)) = feed.take(Event::Listed(pb::Listed {})) else {
+        assert!(matches!(take(&mut feed, none), Ok(Taken::Part)));
+        let Ok(Taken::Listed(tree)) = take(&mut feed, Event::Listed(pb::Listed {})) else {
             panic!("a tree")
         };
         assert_eq!(tree.position.revision, Revision(3));
@@ -90,7 +120,7 @@ mod tests {
             Event::Reset(pb::Reset { incarnation: vec![1; 3], revision: 3 }),
             Event::Change(pb::Change::default()),
         ] {
-            assert!(Feed::default().take(event).is_err());
+            assert!(take(&mut Feed::default(), event).is_err());
         }
     }
 }

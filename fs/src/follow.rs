@@ -120,7 +120,7 @@ impl Follower {
             }
             None => event,
         };
-        match (feed.take(event)?, &self.mirror) {
+        match (feed.take(event.try_into()?)?, &self.mirror) {
             (Taken::Part, _) => return Ok(false),
             (Taken::Listed(tree), _) => {
                 self.told = Some(tree.position);

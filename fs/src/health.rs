@@ -107,6 +107,13 @@ impl Health {
         let _ = state.wait_for(|state| any_of.contains(&state.contact)).await;
     }
 
+    /// Returns once it is known why the catalogue cannot be followed.
+    pub(crate) async fn until_refused(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives as long as self.
+        let _ = state.wait_for(|state| state.because.is_some()).await;
+    }
+
     pub(crate) fn told(&self, position: Position, now: Instant) -> FeedHealth {
         let state = self.state.borrow();
         FeedHealth {

@@ -77,8 +77,8 @@ use crate::uploads::Uploads;
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// What is held open is told this often.
 const HOLD_EVERY: Duration = Duration::from_secs(5);
-/// A mount that has a snapshot waits so long for its catalogue: time for an answer, and for one that
-/// is being started with us; then it shows what it has.
+/// A mount that has a snapshot waits so long for its catalogue: time for an answer, and from its own
+/// start on for one that is being started with it. Then it shows what it has.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// The largest read asked of us: what the kernel's read-ahead is widened to.
 const READ_REQUEST_BYTES: u32 = 1 << 20;
@@ -200,6 +200,7 @@ struct Following {
 
 /// The tree to begin with.
 struct First {
+    begun: Instant,
     recorded: Option<Arc<Mirror>>,
     listed: oneshot::Receiver<Arc<Mirror>>,
 }
@@ -210,7 +211,8 @@ async fn follow(
     channel: &Channel,
     notifications: &Notifications,
 ) -> (Following, First) {
-    let health = Arc::new(Health::new(config.catalog.to_string(), Instant::now()));
+    let begun = Instant::now();
+    let health = Arc::new(Health::new(config.catalog.to_string(), begun));
     let (recorder, recorded) = match recorded(config).await {
         Ok(recorded) => recorded,
         Err(error) => {
@@ -237,7 +239,7 @@ async fn follow(
         first: Some(first),
     };
     let follower = tokio::spawn(follower.run());
-    (Following { follower, health }, First { recorded, listed })
+    (Following { follower, health }, First { begun, recorded, listed })
 }
 
 /// Where to record to, and what was recorded; or why nothing can be.
@@ -259,10 +261,18 @@ impl First {
         let Some(mirror) = self.recorded else {
             return self.listed.await.map_err(|_| MountError::Follower);
         };
-        let answers = health.until(&[Contact::Following, Contact::CatchingUp]);
-        if tokio::time::timeout(ANSWER_MAX, answers).await.is_ok() {
-            // One that falls silent again is lost.
-            health.until(&[Contact::Following, Contact::Lost]).await;
+        let being_started = async {
+            health.until_refused().await;
+            tokio::time::sleep_until((self.begun + ANSWER_MAX).into()).await;
+        };
+        tokio::select! {
+            biased;
+            () = health.until(&[Contact::Following, Contact::CatchingUp]) => {
+                // One that falls silent again is lost.
+                health.until(&[Contact::Following, Contact::Lost]).await;
+            }
+            () = being_started => {}
+            () = tokio::time::sleep(ANSWER_MAX) => {}
         }
         if !health.ever_followed() {
             let revision = mirror.position().revision;

@@ -6,13 +6,14 @@
 //! BLAKE3, and the payload: a `WatchEvent` of `isotope/v1/feed.proto`.
 
 use std::io::{self, Read};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use isotope_proto::pb;
 use isotope_proto::pb::record::Record as R;
 use isotope_proto::pb::watch_event::Event;
 use prost::Message as _;
 
-use crate::feed::{Feed, Taken};
+use crate::feed::{Feed, Heard, Taken};
 use crate::follow::MESSAGE_BYTES_MAX;
 use crate::tree::{Applied, Tree};
 
@@ -20,6 +21,8 @@ use crate::tree::{Applied, Tree};
 const FORM: &str = "isotope feed 1";
 const CHECK_BYTES: usize = 8;
 const HEAD_BYTES: usize = 4 + CHECK_BYTES;
+/// Events read ahead of the tree that is made of them; one has a thousand records.
+const EVENTS_AHEAD: usize = 4;
 /// Stands for a file's path: the mount does not ask where on its volume an image lies.
 const SOME_PATH: &str = "-";
 
@@ -114,19 +117,54 @@ pub(crate) enum Unusable {
 
 /// Plays a recording back, to its end or to where it was torn off. What stands before is an earlier
 /// state of the library, from which the catalogue tells the rest.
-pub(crate) fn replay(mut file: impl Read, whose: &Whose) -> Result<Replayed, Unusable> {
-    let mut bytes = match next(&mut file)? {
+///
+/// # Errors
+/// There is no such state in it.
+pub(crate) fn replay(mut file: impl Read + Send, whose: &Whose) -> Result<Replayed, Unusable> {
+    let begin = match next(&mut file)? {
         Some(first) if first == whose.text().as_bytes() => framed(&first),
         Some(_) | None => return Err(Unusable::Foreign),
     };
-    let mut feed = Feed::default();
-    let mut replayed: Option<Replayed> = None;
+    // Reading and understanding takes as long as making a tree of it: each has a thread.
+    let (understood, events) = mpsc::sync_channel(EVENTS_AHEAD);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(move || read(file, begin, &understood));
+        let replayed = play(&events);
+        // Where it makes no sense any more, the rest is not read.
+        drop(events);
+        match reading.join() {
+            Ok(Ok(())) => replayed.ok_or(Unusable::Damaged),
+            Ok(Err(error)) => Err(error.into()),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// An event, and where its frame ends.
+type Understood = (Heard, u64);
+
+/// Reads frames up to the first that is no good, or that nobody wants.
+fn read(mut file: impl Read, begin: u64, understood: &SyncSender<Understood>) -> io::Result<()> {
+    let mut bytes = begin;
     while let Some(payload) = next(&mut file)? {
         bytes += framed(&payload);
         let Ok(pb::WatchEvent { event: Some(event) }) = pb::WatchEvent::decode(&*payload) else {
             break;
         };
-        match (feed.take(event), &mut replayed) {
+        let Ok(heard) = Heard::try_from(event) else { break };
+        if understood.send((heard, bytes)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The last state that the events lead to.
+fn play(events: &Receiver<Understood>) -> Option<Replayed> {
+    let mut feed = Feed::default();
+    let mut replayed: Option<Replayed> = None;
+    for (heard, bytes) in events {
+        match (feed.take(heard), &mut replayed) {
             (Ok(Taken::Listed(tree)), _) => {
                 replayed = Some(Replayed { tree, list_bytes: bytes, bytes });
             }
@@ -144,7 +182,7 @@ pub(crate) fn replay(mut file: impl Read, whose: &Whose) -> Result<Replayed, Unu
             (Ok(Taken::Change(_) | Taken::Live(_)), None) | (Err(_), _) => break,
         }
     }
-    replayed.ok_or(Unusable::Damaged)
+    replayed
 }
 
 fn framed(payload: &[u8]) -> u64 {
