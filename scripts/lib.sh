@@ -29,6 +29,7 @@ reason_for() {
         e2fsprogs) echo 'makes small and read-only volumes' ;;
         btrfs-progs) echo 'makes volumes with quotas' ;;
         iproute2 | nftables) echo 'makes hosts with networks of their own' ;;
+        attr) echo 'shows extended attributes' ;;
         faketime) echo 'sets clocks wrong' ;;
         *) echo 'used by this script' ;;
     esac

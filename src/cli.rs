@@ -10,6 +10,7 @@ mod ln;
 mod ls;
 mod mkdir;
 mod mount;
+mod mounts;
 mod mv;
 mod node;
 mod pool;

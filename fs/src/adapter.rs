@@ -11,7 +11,7 @@ use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
@@ -24,7 +24,7 @@ use crate::error::FsError;
 use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
 use crate::upload::WriteAt;
-use crate::{READ_REQUEST_BYTES, clock, errno};
+use crate::{READ_REQUEST_BYTES, clock, errno, xattr};
 
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
 const BACKGROUND_MAX: u16 = 64;
@@ -76,6 +76,18 @@ impl Adapter {
                 Err(error) => reply.error(errno::of(&error)),
             }
         });
+    }
+}
+
+/// How much there is where nothing is asked for, else all of it.
+fn reply_attribute(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
+    match value {
+        Err(error) => reply.error(errno::of(&error)),
+        Ok(value) => match u32::try_from(value.len()) {
+            Ok(len) if size == 0 => reply.size(len),
+            Ok(len) if len <= size => reply.data(&value),
+            Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+        },
     }
 }
 
@@ -496,6 +508,32 @@ impl Filesystem for Adapter {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno::of(&error)),
         }
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.files.attribute(Ino(ino.0), name);
+        reply_attribute(reply, size, value.map(String::into_bytes));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_attribute(reply, size, Ok(xattr::list(&self.files.mirror.tree(), Ino(ino.0))));
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(errno::of(&xattr::refused(name)));
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno::of(&xattr::refused(name)));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -24,6 +24,8 @@ pub(crate) fn of(error: &FsError) -> Errno {
         FsError::OpenForReading => Errno::ETXTBSY,
         FsError::Stale => Errno::ESTALE, // not ENOENT: Linux then looks the path up again by itself
         FsError::Replaced => Errno::ESTALE, // half of one installer followed by half of another is worse than an error
+        FsError::NoAttribute => Errno::NO_XATTR,
+        FsError::NotSupported => Errno::EOPNOTSUPP, // for labels and ACLs libvirt, ls and cp tolerate this alone
         FsError::BadHandle => Errno::EBADF,
         FsError::Busy => Errno::EBUSY,
         FsError::CatalogAway => Errno::EHOSTDOWN, // "Host is down" tells an administrator where to look

@@ -27,7 +27,7 @@ pub(crate) enum FsError {
     Invalid,
     #[error("not possible with images")]
     NotPermitted,
-    #[error("the volume cannot be written to")]
+    #[error("the volume cannot be written to, or the library is shown from a snapshot")]
     ReadOnly,
     #[error("no room for it")]
     NoSpace,
@@ -43,6 +43,10 @@ pub(crate) enum FsError {
     Stale,
     #[error("the file changed behind the catalogue's back")]
     Replaced,
+    #[error("no such attribute")]
+    NoAttribute,
+    #[error("attributes of this kind are not kept here")]
+    NotSupported,
     #[error("no such open file")]
     BadHandle,
     #[error("the catalogue is busy")]

@@ -4,18 +4,19 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isotope_proto::change::Change;
-use isotope_proto::crash_point;
 use isotope_proto::id::{EntryId, Ino};
 use isotope_proto::name::EntryName;
+use isotope_proto::{crash_point, crash_point_apart};
 use tokio::time::timeout;
 
 use crate::attr::{self, FileAttr, FileType, Owner};
 use crate::catalog::{CHANGE_DEADLINE, Catalog};
 use crate::error::FsError;
 use crate::handle::Handles;
+use crate::health::Health;
 use crate::mirror::{Mirror, Source};
 use crate::remote::Hosts;
 use crate::tree::Inode;
@@ -23,6 +24,7 @@ use crate::upload::Upload;
 use crate::uploads::Uploads;
 use crate::viewing::Views;
 use crate::views::View;
+use crate::xattr;
 
 /// How long the kernel may believe names and attributes, known or absent: the feed corrects it.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -45,6 +47,7 @@ pub(crate) struct Files {
     pub(crate) views: Arc<Views>,
     /// Who hears of the changes that are made.
     pub(crate) source: Source,
+    pub(crate) health: Arc<Health>,
 }
 
 /// What the kernel is told of an entry.
@@ -145,18 +148,33 @@ impl Files {
         Some(Answer { attr, generation, lifetime: Duration::ZERO })
     }
 
+    /// What is shown from a snapshot may have changed long ago: nobody decides by it.
+    pub(crate) fn may_change(&self) -> Result<(), FsError> {
+        if self.health.ever_followed() { Ok(()) } else { Err(FsError::ReadOnly) }
+    }
+
     /// Makes a change and waits until it shows here.
     pub(crate) async fn change(
         &self,
         change: impl Future<Output = Result<Change, FsError>>,
     ) -> Result<(), FsError> {
+        self.may_change()?;
         let changed = timeout(CHANGE_DEADLINE, async {
             let change = change.await?;
             crash_point!("mount.change.made");
             self.mirror.settle(&change, self.source).await;
             Ok(())
         });
-        changed.await.unwrap_or(Err(FsError::TimedOut))
+        let changed = changed.await.unwrap_or(Err(FsError::TimedOut));
+        crash_point_apart!("mount.change.answered");
+        changed
+    }
+
+    /// An extended attribute.
+    pub(crate) fn attribute(&self, ino: Ino, name: &OsStr) -> Result<String, FsError> {
+        let tree = self.mirror.tree();
+        let health = || self.health.told(tree.position, Instant::now());
+        xattr::get(&tree, ino, name, || serde_json::to_string(&health()).unwrap_or_default())
     }
 
     /// The entries of a folder after a cookie; `add` says when its buffer is full.

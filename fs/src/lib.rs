@@ -6,16 +6,19 @@
 
 mod adapter;
 mod attr;
+mod beginning;
 mod catalog;
 mod clock;
 mod contents;
 mod errno;
 mod error;
 mod extents;
+mod feed;
 mod files;
 mod follow;
 mod guard;
 mod handle;
+mod health;
 mod holders;
 mod local;
 mod mirror;
@@ -25,6 +28,8 @@ mod notify;
 pub mod options;
 mod process;
 mod read_ahead;
+mod recorder;
+mod recording;
 mod remote;
 mod replicas;
 mod session;
@@ -37,16 +42,16 @@ mod viewing;
 pub mod views;
 mod writer;
 mod writing;
+mod xattr;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isotope_proto::cluster::Watcher;
 use isotope_proto::id::SessionId;
-use isotope_proto::pb::feed_service_client::FeedServiceClient;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
@@ -55,9 +60,9 @@ use crate::adapter::Adapter;
 pub use crate::attr::Owner;
 use crate::catalog::{Access, Catalog};
 use crate::files::Files;
-use crate::follow::{Contact, Follower};
 pub use crate::guard::guard;
 use crate::handle::Handles;
+pub use crate::health::{Contact, FEED_ATTRIBUTE, FeedHealth};
 use crate::mirror::Source;
 pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
@@ -98,6 +103,9 @@ pub struct Config {
     /// The command that runs [`guard`], with the process id and the mount point appended to it;
     /// empty for none.
     pub guard: Vec<PathBuf>,
+    /// The directory in which the mount keeps a recording of the library, to start from when the
+    /// catalogue is away; none to keep nothing.
+    pub snapshots: Option<PathBuf>,
 }
 
 impl Config {
@@ -159,9 +167,9 @@ impl Mount {
         Ok(Self { config, view })
     }
 
-    /// Waits for the catalogue, mounts, says so on `ready`, and serves until `stop` is cancelled
-    /// or somebody unmounts it. From the start on, nothing is written into the directory beneath,
-    /// if that is what the configuration says.
+    /// Waits for the catalogue, but not long where there is a snapshot; mounts, says so on `ready`,
+    /// and serves until `stop` is cancelled or somebody unmounts it. From the start on, nothing is
+    /// written into the directory beneath, if that is what the configuration says.
     ///
     /// # Errors
     /// When the catalogue does not come in time, mounting fails, or the kernel ends the session.
@@ -171,31 +179,16 @@ impl Mount {
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
         let manner = self.config.manner();
-        let Config { mountpoint, catalog, host, owner, guard, wait, beneath, .. } = self.config;
-        if beneath == Beneath::Immutable {
-            mountpoint::refuse_writes(&mountpoint);
+        if self.config.beneath == Beneath::Immutable {
+            mountpoint::refuse_writes(&self.config.mountpoint);
         }
-        let channel = catalog::connect(Endpoint::from(catalog.clone()));
+        let channel = catalog::connect(Endpoint::from(self.config.catalog.clone()));
         let notifications = Notifications::default();
-        let (first, listed) = oneshot::channel();
-        let follower = Follower {
-            client: FeedServiceClient::new(channel.clone()),
-            catalog: catalog.to_string(),
-            watcher: Watcher {
-                host: host.clone(),
-                purpose: format!("mount {}", mountpoint.display()),
-            },
-            contact: Contact::Lost,
-            notifications: notifications.clone(),
-            mirror: None,
-            first: Some(first),
-        };
-        let mut follower = tokio::spawn(follower.run());
+        let (following, first) = beginning::follow(&self.config, &channel, &notifications).await;
+        let beginning::Following { mut follower, health } = following;
+        let Config { mountpoint, catalog, host, owner, guard, wait, .. } = self.config;
         let mirror = tokio::select! {
-            listed = listed => match listed {
-                Ok(mirror) => mirror,
-                Err(_) => return Err(MountError::Follower),
-            },
+            mirror = first.tree(&health) => mirror?,
             waited = over(wait) => {
                 follower.abort();
                 return Err(MountError::CatalogAway { catalog, waited });
@@ -216,8 +209,18 @@ impl Mount {
         ];
         let views = Arc::new(Views::new(self.view));
         let source = Source::Own;
-        let files =
-            Files { mirror, handles, uploads, hosts, catalog: client, host, owner, views, source };
+        let files = Files {
+            mirror,
+            handles,
+            uploads,
+            hosts,
+            catalog: client,
+            host,
+            owner,
+            views,
+            source,
+            health,
+        };
         let adapter = Adapter { files, runtime: tokio::runtime::Handle::current() };
         let mut mounted = session::mount(&mountpoint, &manner, adapter, notifications)?;
         let _guard = guard::start(&guard, &mountpoint).unwrap_or_else(|error| {
@@ -244,7 +247,7 @@ impl Mount {
             }
         };
         follower.abort();
-        keeping.iter().for_each(tokio::task::JoinHandle::abort);
+        keeping.iter().for_each(JoinHandle::abort);
         ended
     }
 }

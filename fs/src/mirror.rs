@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use isotope_proto::change::{Change, Delta, Edit};
 use isotope_proto::cluster::Live;
-use isotope_proto::id::{Ino, Revision};
+use isotope_proto::id::Ino;
 use tokio::sync::watch;
 
 use crate::notify::Notifications;
@@ -163,10 +163,6 @@ impl Mirror {
 
     pub(crate) fn position(&self) -> Position {
         *self.position.borrow()
-    }
-
-    pub(crate) fn revision(&self) -> Revision {
-        self.position().revision
     }
 
     /// Looks at an inode in the tree, or at the ghost the kernel still holds.

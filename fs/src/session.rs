@@ -71,11 +71,12 @@ pub(crate) fn mount(
     };
     let session = Session::new(adapter, path, &options).map_err(failed)?;
     let notifier = session.notifier();
-    let session = session.spawn().map_err(failed)?;
+    // Before the first request: what changes from then on must reach the kernel.
+    notifications.start(&notifier);
+    let session = session.spawn().inspect_err(|_| notifications.close()).map_err(failed)?;
     if !rustix::process::geteuid().is_root() {
         info!("{}", of_a_user(manner.others));
     }
-    notifications.start(&notifier);
     widen_read_ahead(path);
     let (end, ended) = oneshot::channel();
     std::thread::spawn(move || {

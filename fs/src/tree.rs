@@ -43,6 +43,19 @@ pub struct Tree {
     live: Live,
 }
 
+/// What is kept once follows from the images.
+#[cfg(test)]
+impl PartialEq for Tree {
+    fn eq(&self, other: &Self) -> bool {
+        self.position == other.position
+            && self.inodes == other.inodes
+            && self.nodes == other.nodes
+            && self.pools == other.pools
+            && self.volumes == other.volumes
+            && self.live == other.live
+    }
+}
+
 /// Room on several file systems together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
@@ -155,6 +168,10 @@ impl Tree {
 
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.pools.values()
+    }
+
+    pub fn pool_of(&self, volume: VolumeId) -> Option<&Pool> {
+        self.pools.get(&self.volumes.get(&volume)?.pool)
     }
 
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {

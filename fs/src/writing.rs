@@ -36,6 +36,7 @@ impl Files {
         mode: u32,
         replaces: Option<Ino>,
     ) -> Result<Arc<Upload>, FsError> {
+        self.may_change()?;
         let existing = if replaces.is_some() { Existing::Rewrite } else { Existing::Refuse };
         let begun = self.catalog.begin_upload((parent, name), mode, existing, &self.host);
         let mut draft = timeout(CHANGE_DEADLINE, begun).await.unwrap_or(Err(FsError::TimedOut))?;
@@ -69,6 +70,7 @@ impl Files {
 
     /// A finished image may be opened for writing, to be truncated; a write to it is refused.
     pub(crate) fn open_for_writing(&self, ino: Ino, task: u32) -> Result<u64, FsError> {
+        self.may_change()?;
         let upload = self.uploads.get(ino).filter(|upload| !upload.is_over());
         let writer = Writer::open(ino, thread_group(task), upload)?;
         Ok(self.handles.open_for_writing(writer))
@@ -222,6 +224,7 @@ impl Files {
             let attr = (self.attr_of_view(ino, &view), Duration::ZERO);
             return if is_none { Ok(attr) } else { Err(FsError::NotPermitted) };
         }
+        self.may_change()?;
         if let Some(size) = size {
             self.set_size(ino, handle, size, thread_group(task)).await?;
             // The kernel sends the time along; what is written has it anyhow.

@@ -13,3 +13,18 @@ macro_rules! crash_point {
         $crate::crash::fail::fail_point!(&format!($($name)+), |_| std::process::abort());
     };
 }
+
+/// The same in the midst of a task: stopped there it holds up none of the others, as it would where
+/// tasks share their threads.
+#[macro_export]
+macro_rules! crash_point_apart {
+    ($name:literal) => {
+        if $crate::crash::fail::has_failpoints() {
+            // It cannot fail: what panics there ends the process.
+            let at = tokio::task::spawn_blocking(|| {
+                $crate::crash_point!($name);
+            });
+            drop(at.await);
+        }
+    };
+}

@@ -78,6 +78,7 @@ pub(super) fn config(
     catalog: &str,
     context: &Context,
     options: &Options,
+    state: &Path,
 ) -> anyhow::Result<isotope_fs::Config> {
     let is_root = rustix::process::geteuid().is_root();
     let others = if is_root { Others::LetIn } else { Others::KeptOut };
@@ -99,6 +100,7 @@ pub(super) fn config(
         wait: options.wait.unwrap_or(Wait::ForEver),
         beneath: options.beneath,
         guard,
+        snapshots: Some(state.join("mount")),
     })
 }
 
@@ -116,7 +118,7 @@ pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Res
     if args.background {
         options.wait.get_or_insert(Wait::AtMost(helper::WAIT));
     }
-    let config = config(&mountpoint, catalog, context, &options)?;
+    let config = config(&mountpoint, catalog, context, &options, &settings.state)?;
     let mount = Mount::build(isotope_fs::Config { source: args.source, ..config })?;
     let stop = daemon::stop_on_signal()?;
     let (ready, mounted) = oneshot::channel();

@@ -1,9 +1,11 @@
-//! `isotope status`.
+//! `isotope status`: what the catalogue says of the cluster, and the mounts of this host of
+//! themselves.
 
 use clap::Args;
 use serde::Serialize;
 
 use super::Context;
+use super::mounts::{self, MountJson};
 use super::node::{self, NodeJson};
 use super::pool::{self, VolumeJson};
 use crate::output::{self, Format};
@@ -25,6 +27,14 @@ struct StatusJson {
     /// What has yet to be hashed.
     backlog: BacklogJson,
     watchers: Vec<WatcherJson>,
+    mounts: Vec<MountJson>,
+}
+
+/// What is left to tell while the catalogue is away.
+#[derive(Debug, Serialize)]
+struct AwayJson<'a> {
+    server: &'a str,
+    mounts: Vec<MountJson>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -64,7 +74,22 @@ struct WatcherJson {
 }
 
 pub(super) async fn cmd_status(_: &StatusArgs, context: &Context) -> anyhow::Result<()> {
-    let status = context.connect().await?.status().await?;
+    let asked = tokio::task::spawn_blocking(mounts::all);
+    let status = match context.connect().await {
+        Ok(mut client) => client.status().await,
+        Err(error) => Err(error),
+    };
+    let mounts = asked.await?;
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            match context.format {
+                Format::Json => output::json(&AwayJson { server: &context.server, mounts }),
+                Format::Text => mounts::print(mounts),
+            }
+            return Err(error);
+        }
+    };
     let raw = &status.raw;
     let incarnation = isotope_proto::id::Incarnation::try_from(&*raw.incarnation)?;
     let watcher = |it: &isotope_proto::pb::Watcher| WatcherJson {
@@ -83,6 +108,7 @@ pub(super) async fn cmd_status(_: &StatusArgs, context: &Context) -> anyhow::Res
         nodes: status.nodes.iter().map(|node| NodeJson::of(node, &status)).collect(),
         volumes: VolumeJson::all(&status),
         watchers: raw.watchers.iter().map(watcher).collect(),
+        mounts,
     };
     match context.format {
         Format::Json => output::json(&answer),
@@ -104,5 +130,9 @@ fn print(status: StatusJson) {
         let row = |it: WatcherJson| vec![it.host, it.purpose];
         let rows: Vec<_> = status.watchers.into_iter().map(row).collect();
         output::table(&["HOST", "FOLLOWS THE FEED"], &rows);
+    }
+    if !status.mounts.is_empty() {
+        output::line("");
+        mounts::print(status.mounts);
     }
 }

@@ -69,7 +69,7 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
 
     let stop = daemon::stop_on_signal()?;
     let options = mount::options(settings);
-    let mount_config = |url: String| mount::config(&mountpoint, &url, context, &options);
+    let mount_config = |url: String| mount::config(&mountpoint, &url, context, &options, &state);
     // The mount point is checked before anything is made.
     Mount::build(mount_config("http://127.0.0.1".to_owned())?)?;
     let catalog = Catalog::build(catalog_args.config(settings)?).await?;

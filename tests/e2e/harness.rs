@@ -89,6 +89,8 @@ impl World {
         // A test's directory must go with the test.
         command.env("ISOTOPE_MOUNT_OPTIONS", "noimmutable");
         command.args(args).env("ISOTOPE_CONFIG", self.path("isotope.toml")).stdin(Stdio::null());
+        // What nobody gave another directory must not be in the machine's own.
+        command.env("ISOTOPE_STATE", self.path("state"));
         command
     }
 

@@ -12,6 +12,7 @@ mod flushing;
 mod harness;
 mod hashing;
 mod hosts;
+mod instant;
 mod library;
 mod model;
 mod mounting;

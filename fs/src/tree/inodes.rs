@@ -166,6 +166,15 @@ impl Inodes {
     }
 }
 
+/// In whichever order they came.
+#[cfg(test)]
+impl PartialEq for Inodes {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(ino, inode): (Ino, &Inode)| other.get(ino) == Some(inode);
+        self.len() == other.len() && self.aliases == other.aliases && self.iter().all(same)
+    }
+}
+
 /// What images have in common, kept once.
 #[derive(Debug)]
 pub(super) struct Interned<T> {

@@ -26,6 +26,10 @@ impl Ended {
         self.status.success()
     }
 
+    pub(crate) fn said(&self) -> &str {
+        &self.said
+    }
+
     #[track_caller]
     pub(crate) fn expect_well(&self) {
         assert!(self.well(), "{self:?}");

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use libc::{EHOSTDOWN, EIO, ESTALE, ETIMEDOUT};
+use libc::{EHOSTDOWN, EIO, EROFS, ESTALE, ETIMEDOUT};
 use rustix::process::Signal;
 
 use crate::harness::{SOON, World, errno, eventually, holds, pattern, walk, write_image};
@@ -15,7 +15,7 @@ fn without_the_catalogue_reading_goes_on() {
     let pool = world.pool("isos", &["a.iso"]);
     let (catalog, url) = world.catalog();
     let _agent = world.agent("a", &url, &[&pool]);
-    let (_mount, mount) = world.mount("mnt", &url);
+    let (part, mount) = world.mount("mnt", &url);
     eventually("the image", || mount.join("other/a.iso").is_file());
     catalog.kill();
     assert_eq!(walk(&mount), ["linux/", "other/", "other/a.iso", "windows/"]);
@@ -24,6 +24,12 @@ fn without_the_catalogue_reading_goes_on() {
     let refused = errno(fs::create_dir(mount.join("x")));
     assert!([EHOSTDOWN, ETIMEDOUT].contains(&refused), "{refused}");
     assert!(begin.elapsed() < SOON, "its deadline is 2 s: {:?}", begin.elapsed());
+    // Nor does a mount that starts now need it.
+    assert_eq!(part.stop(), 0);
+    let (_mount, mount) = world.mount("mnt", &url);
+    assert_eq!(walk(&mount), ["linux/", "other/", "other/a.iso", "windows/"]);
+    holds(mount.join("other/a.iso"), &pattern("a.iso", 300_000));
+    assert_eq!(errno(fs::create_dir(mount.join("x"))), EROFS);
     let (_catalog, _) = world.catalog_on(url.trim_start_matches("http://"));
     eventually("changes work again", || fs::create_dir(mount.join("x")).is_ok());
 }
