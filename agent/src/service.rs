@@ -78,9 +78,7 @@ impl ContentService for Content {
         let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
         let range = ByteRange::new(request.offset_bytes, request.length_bytes)
             .ok_or_else(|| Refusal::new(Reason::OutOfRange, "the range is no range"))?;
-        let volume = self.host.volumes.get(volume).ok_or_else(|| {
-            Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
-        })?;
+        let volume = self.host.volumes.get(volume).ok_or_else(|| not_here(volume))?;
         let read = || content::read(Arc::clone(&volume), self.host.node, image, range);
         let pieces = match read().await {
             Err(refusal) if is_unknown(&refusal) && self.host.relocate(&volume, image).await => {
@@ -91,6 +89,11 @@ impl ContentService for Content {
         let chunk = |piece: Result<_, Refusal>| Ok(ReadChunk { data: piece? });
         Ok(Response::new(Box::pin(ReceiverStream::new(pieces).map(chunk))))
     }
+}
+
+/// Says nothing of the image: whoever asks may know an address that was another agent's before.
+fn not_here(volume: VolumeId) -> Refusal {
+    Refusal::new(Reason::Unavailable, format!("volume {volume} is not on this node"))
 }
 
 struct Stage {
@@ -114,9 +117,7 @@ impl StageService for Stage {
         };
         let image = ImageId::try_from(&*open.image_id).map_err(Malformed::from)?;
         let volume = VolumeId::try_from(&*open.volume_id).map_err(Malformed::from)?;
-        let volume = self.volumes.get(volume).ok_or_else(|| {
-            Refusal::new(Reason::NotFound, format!("volume {volume} is not on this node"))
-        })?;
+        let volume = self.volumes.get(volume).ok_or_else(|| not_here(volume))?;
         let node = self.node;
         let created = tokio::task::spawn_blocking(move || Staged::create(volume, node, image));
         let staged = created.await.map_err(|error| Status::internal(error.to_string()))??;

@@ -3,6 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use isotope_proto::pb;
+use isotope_proto::pb::content_service_client::ContentServiceClient;
+use isotope_proto::refusal::{Reason, Refusal};
 use rustix::process::Signal;
 
 use crate::harness::{World, eventually, holds, pattern, same_bytes, text, walk, write_image};
@@ -318,4 +321,29 @@ fn small_reads_wait_for_no_timer() {
     }
     // Delayed acknowledgements would make it 4.4 s at the least; without, it is tens of milliseconds.
     assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn an_agent_that_is_asked_for_anothers_volume_says_nothing_of_its_images() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    let (_catalog, url) = world.catalog();
+    let _agent = world.agent("a", &url, &[&pool]);
+    let address = || world.json(&url, &["node", "ls"])["address"].as_str().map(str::to_owned);
+    eventually("the agent's address", || address().is_some());
+    let endpoint = format!("http://{}", address().expect("known"));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let refused = runtime.block_on(async {
+        let endpoint = tonic::transport::Endpoint::from_shared(endpoint).expect("a URL");
+        let mut client = ContentServiceClient::new(endpoint.connect_lazy());
+        let request = pb::ReadRequest {
+            image_id: vec![1; 16],
+            volume_id: vec![2; 16],
+            offset_bytes: 0,
+            length_bytes: 1,
+        };
+        client.read(request).await.map(drop).expect_err("refused")
+    });
+    // Its reader asks elsewhere, and here again: the bytes are not gone.
+    assert_eq!(Refusal::from(refused).reason, Reason::Unavailable);
 }
