@@ -68,6 +68,7 @@ fn each_library_is_named_where_it_belongs() {
             "fuser::",
             &[
                 "fs/src/adapter.rs",
+                "fs/src/reply.rs",
                 "fs/src/errno.rs",
                 "fs/src/session.rs",
                 "fs/src/notify.rs",

@@ -3,7 +3,6 @@
 //! network stalls the whole mount. A reply that is dropped becomes EIO by itself.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,8 +20,9 @@ use tracing::debug;
 
 use crate::attr::{self, Owner};
 use crate::error::FsError;
-use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
+use crate::files::{DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
+use crate::reply::{self, or_reply, parse};
 use crate::upload::WriteAt;
 use crate::{READ_REQUEST_BYTES, clock, errno, xattr};
 
@@ -38,14 +38,6 @@ pub(crate) struct Adapter {
     pub(crate) runtime: Runtime,
 }
 
-fn parse(name: &OsStr) -> Result<EntryName, FsError> {
-    Ok(EntryName::parse_bytes(name.as_bytes())?)
-}
-
-fn reply_entry(reply: ReplyEntry, it: &Answer) {
-    reply.entry(&it.lifetime, &it.attr, Generation(it.generation));
-}
-
 impl Adapter {
     /// Carries out a change in a task of its own, and answers when it is done.
     fn change<C>(&self, reply: ReplyEmpty, change: impl FnOnce(Files) -> C)
@@ -53,7 +45,7 @@ impl Adapter {
         C: Future<Output = Result<(), FsError>> + Send + 'static,
     {
         let change = change(self.files.clone());
-        self.runtime.spawn(async move { reply_empty(reply, change.await) });
+        self.runtime.spawn(async move { reply::empty(reply, change.await) });
     }
 
     /// The same for a change that makes a name, which the answer shows.
@@ -70,31 +62,12 @@ impl Adapter {
         self.runtime.spawn(async move {
             let made = change.await;
             match made.and_then(|()| files.lookup_now(parent, OsStr::new(name.as_str()))) {
-                Ok(Some(it)) => reply_entry(reply, &it),
+                Ok(Some(it)) => reply::entry(reply, &it),
                 // Made, and removed again by somebody else meanwhile.
                 Ok(None) => reply.error(Errno::ENOENT),
                 Err(error) => reply.error(errno::of(&error)),
             }
         });
-    }
-}
-
-/// How much there is where nothing is asked for, else all of it.
-fn reply_attribute(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsError>) {
-    match value {
-        Err(error) => reply.error(errno::of(&error)),
-        Ok(value) => match u32::try_from(value.len()) {
-            Ok(len) if size == 0 => reply.size(len),
-            Ok(len) if len <= size => reply.data(&value),
-            Ok(_) | Err(_) => reply.error(Errno::ERANGE),
-        },
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, result: Result<(), FsError>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno::of(&error)),
     }
 }
 
@@ -118,10 +91,9 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.files.lookup_now(Ino(parent.0), name) {
-            Ok(Some(it)) => reply_entry(reply, &it),
-            Ok(None) => reply.entry(&LIFETIME, &attr::absent(self.files.owner), Generation(0)),
-            Err(error) => reply.error(errno::of(&error)),
+        match or_reply!(reply, self.files.lookup_now(Ino(parent.0), name)) {
+            Some(it) => reply::entry(reply, &it),
+            None => reply.entry(&LIFETIME, &attr::absent(self.files.owner), Generation(0)),
         }
     }
 
@@ -133,10 +105,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.files.attr(Ino(ino.0), req.pid()) {
-            Ok((attr, lifetime)) => reply.attr(&lifetime, &attr),
-            Err(error) => reply.error(errno::of(&error)),
-        }
+        reply::attr(reply, self.files.attr(Ino(ino.0), req.pid()));
     }
 
     fn setattr(
@@ -174,10 +143,7 @@ impl Filesystem for Adapter {
         let set = Attributes { mode, modified };
         let handle = fh.map(|fh| fh.0);
         self.runtime.spawn(async move {
-            match files.set_attributes(ino, handle, size, set, task).await {
-                Ok((attr, lifetime)) => reply.attr(&lifetime, &attr),
-                Err(error) => reply.error(errno::of(&error)),
-            }
+            reply::attr(reply, files.set_attributes(ino, handle, size, set, task).await);
         });
     }
 
@@ -190,10 +156,7 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let name = match parse(name) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let name = or_reply!(reply, parse(name));
         let parent = Ino(parent.0);
         self.make(reply, parent, name.clone(), |files| async move {
             files.make_folder(parent, &name, mode).await
@@ -201,10 +164,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = match parse(name) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let name = or_reply!(reply, parse(name));
         let parent = Ino(parent.0);
         self.change(reply, |files| async move { files.remove_folder(parent, &name).await });
     }
@@ -225,10 +185,7 @@ impl Filesystem for Adapter {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let (from, to) = match (parse(name), parse(newname)) {
-            (Ok(from), Ok(to)) => (from, to),
-            (Err(error), _) | (_, Err(error)) => return reply.error(errno::of(&error)),
-        };
+        let (from, to) = (or_reply!(reply, parse(name)), or_reply!(reply, parse(newname)));
         let parents = (Ino(parent.0), Ino(newparent.0));
         self.change(reply, |files| async move {
             files.rename((parents.0, &from), (parents.1, &to), mode).await
@@ -236,10 +193,7 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = match parse(name) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let name = or_reply!(reply, parse(name));
         let parent = Ino(parent.0);
         self.change(reply, |files| async move { files.unlink(parent, &name).await });
     }
@@ -252,10 +206,7 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let name = match parse(newname) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let name = or_reply!(reply, parse(newname));
         let (ino, parent) = (Ino(ino.0), Ino(newparent.0));
         self.make(reply, parent, name.clone(), |files| async move {
             files.link(ino, (parent, &name)).await
@@ -286,10 +237,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let name = match parse(name) {
-            Ok(name) => name,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let name = or_reply!(reply, parse(name));
         let (files, parent, task) = (self.files.clone(), Ino(parent.0), req.pid());
         self.runtime.spawn(async move {
             match files.create(parent, &name, mode & 0o1777, task).await {
@@ -316,10 +264,8 @@ impl Filesystem for Adapter {
             let kept = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
             self.files.handles.open(ino).map(|handle| (handle, kept))
         };
-        match opened {
-            Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
-            Err(error) => reply.error(errno::of(&error)),
-        }
+        let (handle, flags) = or_reply!(reply, opened);
+        reply.opened(FileHandle(handle), flags);
     }
 
     fn write(
@@ -374,10 +320,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let open = match self.files.handles.get(fh.0) {
-            Ok(open) => open,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let open = or_reply!(reply, self.files.handles.get(fh.0));
         let files = self.files.clone();
         self.runtime.spawn(async move {
             let read = match open {
@@ -454,16 +397,14 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.files.attr(Ino(ino.0), req.pid()) {
-            Ok(_) if self.files.views.at(Ino(ino.0)).is_some() => {
-                reply.opened(FileHandle(0), FopenFlags::empty());
-            }
-            Ok(_) => {
-                let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                reply.opened(FileHandle(0), flags);
-            }
-            Err(error) => reply.error(errno::of(&error)),
-        }
+        let ino = Ino(ino.0);
+        or_reply!(reply, self.files.attr(ino, req.pid()));
+        // Nobody tells the kernel of changes in a view.
+        let flags = match self.files.views.at(ino) {
+            Some(_) => FopenFlags::empty(),
+            None => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        reply.opened(FileHandle(0), flags);
     }
 
     fn readdir(
@@ -477,10 +418,8 @@ impl Filesystem for Adapter {
         let listed = self.files.list(Ino(ino.0), offset, |at, name, it, _| {
             reply.add(INodeNo(it.ino().0), at, it.kind(), name)
         });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno::of(&error)),
-        }
+        or_reply!(reply, listed);
+        reply.ok();
     }
 
     fn readdirplus(
@@ -504,19 +443,17 @@ impl Filesystem for Adapter {
             }
             full
         });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno::of(&error)),
-        }
+        or_reply!(reply, listed);
+        reply.ok();
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let value = self.files.attribute(Ino(ino.0), name);
-        reply_attribute(reply, size, value.map(String::into_bytes));
+        reply::attribute(reply, size, value.map(String::into_bytes));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_attribute(reply, size, Ok(xattr::list(&self.files.mirror.tree(), Ino(ino.0))));
+        reply::attribute(reply, size, Ok(xattr::list(&self.files.mirror.tree(), Ino(ino.0))));
     }
 
     fn setxattr(

@@ -32,6 +32,7 @@ mod recorder;
 mod recording;
 mod remote;
 mod replicas;
+mod reply;
 mod session;
 mod stage;
 mod storing;
