@@ -3,13 +3,14 @@
 mod view;
 
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use isotope_proto::cluster::{Live, Node, Pool, Volume, VolumeState};
 use isotope_proto::id::{ImageId, NodeId, PoolId, RequestId, VolumeId};
 use isotope_proto::image::Image;
-use isotope_proto::name::LibraryPath;
+use isotope_proto::name::{LibraryPath, VIEWS};
 use isotope_proto::pb::cluster_service_client::ClusterServiceClient;
 use isotope_proto::pb::library_service_client::LibraryServiceClient;
 use isotope_proto::pb::{self, stat_request::Target};
@@ -24,6 +25,8 @@ pub(crate) use view::{Item, ItemKind};
 
 /// A command waits so long for a catalogue to answer its call.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// A mount answers from memory; one that takes so long is dead, or stopped.
+const MOUNT_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// For one call that is no stream.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
@@ -77,11 +80,11 @@ impl Client {
         }
     }
 
-    /// An image by its library path, its path on a mount, or its id.
+    /// An image by its library path, its path on a mount, in a view there too, or its id.
     pub(crate) async fn image(&mut self, argument: &str) -> anyhow::Result<(Item, Image)> {
-        let target = match argument.parse::<ImageId>() {
-            Ok(id) => Target::ImageId(id.into()),
-            Err(_) => Target::Path(library_path(argument)?.to_string()),
+        let target = match argument.parse::<ImageId>().ok().or_else(|| id_in_view(argument)) {
+            Some(id) => Target::ImageId(id.into()),
+            None => Target::Path(library_path(argument)?.to_string()),
         };
         let item = self.stat(target).await?;
         match item.kind.clone() {
@@ -205,6 +208,25 @@ pub(crate) fn library_path(argument: &str) -> anyhow::Result<LibraryPath> {
         None => format!("/{argument}"),
     };
     Ok(text.parse::<LibraryPath>()?)
+}
+
+/// The image that a path in a view of one of this host's mounts leads to: the mount itself says so.
+/// Asked from a thread, for a dead one may not answer.
+fn id_in_view(argument: &str) -> Option<ImageId> {
+    let path = std::path::absolute(argument).ok()?;
+    let is_in_view =
+        isotope_fs::our_mounts().iter().any(|mount| path.starts_with(mount.join(VIEWS)));
+    if !is_in_view {
+        return None;
+    }
+    let (told, answer) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut id = [0; 64];
+        let found = rustix::fs::getxattr(&path, "user.isotope.id", &mut id).ok();
+        // Nobody waits for an answer that comes too late.
+        let _ = told.send(found.map(|len| String::from_utf8_lossy(&id[..len]).into_owned()));
+    });
+    answer.recv_timeout(MOUNT_ANSWER_MAX).ok()??.parse().ok()
 }
 
 /// A name in a folder, for a change.

@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::store::tests::{VOLUMES, store};
-    use crate::store::{Store, Verb};
+    use crate::store::{Outcome, Store, Verb};
 
     fn place(path: &str) -> Place {
         let path: LibraryPath = path.parse().expect("a path");
@@ -266,6 +266,26 @@ mod tests {
         name_records(&mut listed).expect("named");
         let told: Vec<_> = listed.iter().filter_map(image).collect();
         assert_eq!(told, [name(1, "same.iso"), name(2, "a.iso"), name(3, "b.iso")]);
+    }
+
+    #[tokio::test]
+    async fn a_database_of_an_earlier_version_has_its_images_named() {
+        let (store, dir) = store().await;
+        found(&store, 1, "iso/a.iso").await;
+        found(&store, 2, "iso/.hidden.iso").await;
+        let other = rusqlite::Connection::open(dir.path().join("catalog.db")).expect("opened");
+        other.execute("DELETE FROM flat_name", []).expect("deleted");
+        let mut after = None;
+        for last in [Some(2), None] {
+            let verb = Verb::NameImages { after };
+            let Outcome::NamedTo(named_to) = store.commit(None, verb).await.expect("made").outcome
+            else {
+                panic!("how far it came");
+            };
+            assert_eq!(named_to.map(|it| it.as_bytes()[0]), last);
+            after = named_to;
+        }
+        assert_eq!((names(&store, 1).await.len(), names(&store, 2).await.len()), (1, 0));
     }
 
     #[test]

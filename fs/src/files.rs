@@ -163,6 +163,9 @@ impl Files {
             let change = change.await?;
             crash_point!("mount.change.made");
             self.mirror.settle(&change, self.source).await;
+            if self.source == Source::View {
+                self.mirror.told(&change).await;
+            }
             Ok(())
         });
         let changed = changed.await.unwrap_or(Err(FsError::TimedOut));

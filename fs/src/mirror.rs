@@ -18,6 +18,9 @@ pub(crate) enum Source {
     Feed,
     /// The kernel's own request: it corrects its caches itself when it is answered.
     Own,
+    /// The kernel's own request about a view: of the library behind it the kernel has to be told, and
+    /// is before it is answered.
+    View,
 }
 
 pub(crate) struct Mirror {
@@ -74,7 +77,7 @@ impl Mirror {
         };
         match applied {
             Applied::Now { mut stale, .. } => {
-                if source == Source::Feed {
+                if source != Source::Own {
                     let known = self.known_to_the_kernel(change);
                     stale.retain(|it| !known.contains(it));
                     self.notifications.send(stale);
@@ -154,11 +157,14 @@ impl Mirror {
         let _ = position.wait_for(reached).await;
     }
 
-    /// Returns once the kernel knows what changed in a folder; its maker's next look is right.
-    pub(crate) async fn told(&self, folder: Ino) {
+    /// Returns once the kernel knows what a change did to folders; its maker's next look is right.
+    /// Not for a request that holds the kernel's lock of one of them.
+    pub(crate) async fn told(&self, change: &Change) {
+        let folders: HashSet<Ino> = change.deltas.iter().flat_map(parents).collect();
         let notifications = self.notifications.clone();
+        let wait = move || folders.iter().for_each(|it| notifications.wait_until_told(*it));
         // A panic there is logged by the runtime; the kernel is told all the same.
-        drop(tokio::task::spawn_blocking(move || notifications.wait_until_told(folder)).await);
+        drop(tokio::task::spawn_blocking(wait).await);
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -203,6 +209,16 @@ impl Mirror {
                 held.ghosts.insert(*ino, unlinked(inode));
             }
         }
+    }
+}
+
+/// The folders that an entry was in, and is in.
+fn parents(delta: &Delta) -> Vec<Ino> {
+    match delta {
+        Delta::Entry(edit) => {
+            [edit.before(), edit.after()].into_iter().flatten().map(|entry| entry.parent).collect()
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -7,6 +7,7 @@ use isotope_proto::tree::RenameMode;
 
 use crate::error::FsError;
 use crate::files::Files;
+use crate::mirror::Source;
 
 impl Files {
     pub(crate) async fn make_folder(
@@ -71,8 +72,12 @@ impl Files {
         mode: RenameMode,
     ) -> Result<(), FsError> {
         let (from, to) = (self.behind(from.0, from.1).await?, self.behind(to.0, to.1).await?);
-        // Where either is shown in a view, the kernel does not know what else changes.
-        let files = if from.files.hears_of_its_own() { &from.files } else { &to.files };
+        let source = match (from.files.source, to.files.source) {
+            (one, other) if one == other => one,
+            // The kernel keeps one of the two folders locked, and is told when it is answered.
+            (_, _) => Source::Feed,
+        };
+        let files = Self { source, ..self.clone() };
         files.rename_in_library(from.at(), to.at(), mode).await
     }
 

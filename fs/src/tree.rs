@@ -324,7 +324,7 @@ impl Tree {
         // What is known to be rotten is no place to read from.
         let sound = image.replicas.iter().filter(|replica| !replica.is_rotten());
         let volumes: Vec<VolumeId> = sound.map(|replica| replica.volume).collect();
-        let (volumes, os) = (self.places.get(volumes), self.systems.get(image.os.clone()));
+        let (volumes, os) = (self.places.get(&volumes), self.systems.get(&image.os));
         ImageNode::new(image, volumes, os)
     }
 

@@ -302,7 +302,7 @@ impl Upload {
             return Ok(());
         }
         crash_point!("mount.close.begun");
-        let (parent, name) = self.place();
+        let (_, name) = self.place();
         let sealed = self.stage().await?.seal(name.to_string()).await?;
         crash_point!("mount.close.sealed");
         let set = self.set().attributes;
@@ -311,7 +311,7 @@ impl Upload {
         // As if from the feed: a name that led to another file is told to the kernel, and so is
         // what changed of the folder.
         self.mirror.settle(&change, Source::Feed).await;
-        self.mirror.told(parent).await;
+        self.mirror.told(&change).await;
         crash_point!("mount.close.told");
         Ok(())
     }

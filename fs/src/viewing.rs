@@ -173,7 +173,7 @@ impl Files {
             return Err(FsError::NotPermitted);
         }
         // The kernel changes what it keeps of the view, and has to be told of the library.
-        let files = Self { source: Source::Feed, ..self.clone() };
+        let files = Self { source: Source::View, ..self.clone() };
         if let Some((folder, name)) = self.only_name(&view, name)? {
             return Ok(Behind { files, folder, name });
         }
@@ -193,11 +193,6 @@ impl Files {
             return Err(FsError::NotPermitted);
         }
         Ok(tree.name_of(ino))
-    }
-
-    /// Whether the kernel is told of the changes that are made, though it asked for them itself.
-    pub(crate) fn hears_of_its_own(&self) -> bool {
-        self.source == Source::Feed
     }
 
     /// The folder for what is stored through views; made where it is missing.

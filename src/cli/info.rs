@@ -37,6 +37,7 @@ pub(super) async fn cmd_info(args: &InfoArgs, context: &Context) -> anyhow::Resu
         ("Modified", output::time(image.modified)),
         ("Inode", image.ino.to_string()),
     ];
+    rows.extend(image.flat_names.iter().map(|name| ("View name", name.to_string())));
     rows.splice(0..0, item.paths.iter().map(|path| ("Path", path.clone())));
     if let Some(facts) = &image.facts {
         rows.extend(told(facts));

@@ -92,6 +92,8 @@ struct ImageJson {
     size_bytes: u64,
     format: String,
     filename: String,
+    /// Its names in the flat views.
+    flat_names: Vec<String>,
     os: OsJson,
     #[serde(skip_serializing_if = "Option::is_none")]
     facts: Option<FactsJson>,
@@ -198,6 +200,7 @@ impl ImageJson {
             size_bytes: image.size_bytes,
             format: image.format.to_string(),
             filename: image.filename.clone(),
+            flat_names: image.flat_names.iter().map(ToString::to_string).collect(),
             os: OsJson::of(&image.os),
             facts: image.facts.as_deref().map(FactsJson::of),
             create_time: output::time(image.created),

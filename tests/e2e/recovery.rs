@@ -23,6 +23,8 @@ fn tree(mnt: &Path) -> Vec<Shown> {
     }
     let mut all = Vec::new();
     below(mnt, "", &mut all);
+    // No listing of the library shows them.
+    below(&mnt.join(".views/flat"), ".views/flat/", &mut all);
     all.sort();
     all
 }
@@ -130,6 +132,9 @@ impl Site {
 #[test]
 fn a_lost_catalogue_is_rebuilt_from_the_volumes() {
     let mut site = site();
+    fs::hard_link(site.mnt.join(IMAGES[0].trim_start_matches('/')), site.mnt.join("mine/link.iso"))
+        .expect("linked");
+    copied(&site.world, &site.url, &[&site.pools[0], &site.pools[1]]);
     let (before, named) = (tree(&site.mnt), ids(&site.world, &site.url, &IMAGES));
     site.lose(4);
     eventually("the new catalogue's own folders", || site.mnt.join("other/one.iso").exists());
@@ -219,7 +224,11 @@ fn a_volume_without_its_copy_is_found_by_scanning_and_keeps_its_ids() {
     let rebuilt = site.rebuild(&[]);
     assert_eq!(rebuilt["images"], 4, "{rebuilt}");
     // All folders are in the other copy, and so are its own images.
-    let kept = |path: &str| !on_slow.iter().any(|it| path == &it[1..]) && path.ends_with(".iso");
+    let kept = |path: &str| {
+        !on_slow.iter().any(|it| path == &it[1..])
+            && path.ends_with(".iso")
+            && !path.starts_with(".views")
+    };
     let was: Vec<_> = before.iter().filter(|it| kept(&it.0)).collect();
     eventually("the images of the other volume", || {
         was.iter().all(|it| site.mnt.join(&it.0).exists())

@@ -186,7 +186,7 @@ pub(super) struct Interned<T> {
 /// Fewer are not worth looking through.
 const FULL_MIN: usize = 1024;
 
-impl<T: Eq + Hash> Interned<T> {
+impl<T: Clone + Eq + Hash> Interned<T> {
     pub(super) fn new() -> Self {
         Self { all: HashSet::new(), full: FULL_MIN }
     }
@@ -196,15 +196,15 @@ impl<T: Eq + Hash> Interned<T> {
         self.all.iter().filter(|it| Arc::strong_count(it) > 1)
     }
 
-    pub(super) fn get(&mut self, value: T) -> Arc<T> {
-        if let Some(known) = self.all.get(&value) {
+    pub(super) fn get(&mut self, value: &T) -> Arc<T> {
+        if let Some(known) = self.all.get(value) {
             return Arc::clone(known);
         }
         if self.all.len() >= self.full {
             self.all.retain(|it| Arc::strong_count(it) > 1);
             self.full = FULL_MIN.max(self.all.len() * 2);
         }
-        let new = Arc::new(value);
+        let new = Arc::new(value.clone());
         self.all.insert(Arc::clone(&new));
         new
     }
@@ -217,12 +217,12 @@ mod tests {
     #[test]
     fn what_nobody_uses_any_more_is_not_kept() {
         let mut interned = Interned::<String>::new();
-        let used = interned.get("used".to_owned());
-        assert!(Arc::ptr_eq(&used, &interned.get("used".to_owned())));
+        let used = interned.get(&"used".to_owned());
+        assert!(Arc::ptr_eq(&used, &interned.get(&"used".to_owned())));
         for n in 0..10 * FULL_MIN {
-            interned.get(n.to_string());
+            interned.get(&n.to_string());
         }
         assert!(interned.all.len() <= FULL_MIN);
-        assert!(Arc::ptr_eq(&used, &interned.get("used".to_owned())));
+        assert!(Arc::ptr_eq(&used, &interned.get(&"used".to_owned())));
     }
 }

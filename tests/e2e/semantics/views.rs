@@ -55,6 +55,8 @@ fn views_show_the_same_images_otherwise() {
     let by_id = views.join(format!("by-id/{id}.iso"));
     assert_eq!(fs::metadata(by_id).expect("there").ino(), debian);
     assert!(numbers(&views.join("by-id")).contains(&debian));
+    let by_view = world.json(&url, &["info", text(&flat.join("debian_12.iso"))]);
+    assert_eq!((&by_view["id"], &by_view["flat_names"][0]), (&id.into(), &"debian_12.iso".into()));
 
     assert_eq!(names(&views.join("by-pool")), set(["fast", "slow"]));
     assert_eq!(names(&views.join("by-pool/fast")).len(), 3);
