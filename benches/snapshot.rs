@@ -135,7 +135,7 @@ impl FeedService for Scripted {
             let send = |event| out.blocking_send(Ok(WatchEvent { event: Some(event) })).is_ok();
             if !known {
                 let incarnation = incarnation().into();
-                send(Event::Reset(pb::Reset { incarnation, revision: REVISION }));
+                send(Event::Reset(pb::Reset { incarnation, revision: REVISION, inodes: images }));
                 let mut records = library(images).map(pb::Record::from).peekable();
                 while records.peek().is_some() {
                     let records = records.by_ref().take(RECORDS).collect();

@@ -117,15 +117,15 @@ impl Store {
         work.await.map_err(|_| stopped())?
     }
 
-    /// The whole library at one revision, in pieces.
+    /// The whole library at one revision, in pieces; begins with that, and how many inodes it has.
     pub(crate) async fn list(
         &self,
         pieces: mpsc::Sender<Vec<Record>>,
-        begin: oneshot::Sender<Revision>,
+        begin: oneshot::Sender<(Revision, u64)>,
     ) -> Result<(), Refusal> {
         self.read(move |rows| {
             // A watcher that has gone away is no error of the list.
-            let _ = begin.send(rows.revision()?);
+            let _ = begin.send((rows.revision()?, rows.inode_count()?));
             rows.each_record(|piece| pieces.blocking_send(piece).is_ok())
         })
         .await

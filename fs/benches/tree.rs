@@ -94,6 +94,7 @@ fn main() {
     let folders = images.div_ceil(IN_A_FOLDER);
     let first = folders + 2;
     let clock = Instant::now();
+    tree.expect(images + folders + 1);
     tree.load(folder(1));
     for n in 0..folders {
         tree.load(folder(n + 2));

@@ -26,6 +26,10 @@ impl PartialEq for Contents {
 impl Eq for Contents {}
 
 impl Contents {
+    pub(crate) fn reserve(&mut self, images: usize) {
+        self.tags.reserve(images);
+    }
+
     /// An image has this content from now on.
     pub(crate) fn add(&mut self, content: ContentId, ino: Ino) {
         if let Some(images) = self.shared.get_mut(&content) {

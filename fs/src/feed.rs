@@ -12,7 +12,8 @@ use crate::tree::{Position, Tree};
 
 /// An event, understood.
 pub(crate) enum Heard {
-    Reset(Position),
+    /// A list begins, of so many inodes.
+    Reset(Position, u64),
     Records(Vec<Record>),
     Listed,
     Change(Change),
@@ -26,7 +27,8 @@ impl TryFrom<Event> for Heard {
         Ok(match event {
             Event::Reset(reset) => {
                 let incarnation = Incarnation::try_from(&*reset.incarnation)?;
-                Self::Reset(Position { incarnation, revision: Revision(reset.revision) })
+                let revision = Revision(reset.revision);
+                Self::Reset(Position { incarnation, revision }, reset.inodes)
             }
             Event::Records(records) => {
                 let records = records.records.into_iter().map(Record::try_from);
@@ -67,8 +69,10 @@ impl Feed {
     /// It means nothing at this place.
     pub(crate) fn take(&mut self, heard: Heard) -> Result<Taken, Malformed> {
         Ok(match heard {
-            Heard::Reset(position) => {
-                self.list = Some(Tree::new(position));
+            Heard::Reset(position, inodes) => {
+                let mut tree = Tree::new(position);
+                tree.expect(inodes);
+                self.list = Some(tree);
                 Taken::Part
             }
             Heard::Records(records) => {
@@ -93,7 +97,7 @@ mod tests {
     use super::*;
 
     fn reset() -> Event {
-        Event::Reset(pb::Reset { incarnation: vec![1; 16], revision: 3 })
+        Event::Reset(pb::Reset { incarnation: vec![1; 16], revision: 3, inodes: u64::MAX })
     }
 
     fn take(feed: &mut Feed, event: Event) -> Result<Taken, Malformed> {
@@ -117,7 +121,7 @@ mod tests {
         for event in [
             Event::Listed(pb::Listed {}),
             Event::Records(pb::Records { records: Vec::new() }),
-            Event::Reset(pb::Reset { incarnation: vec![1; 3], revision: 3 }),
+            Event::Reset(pb::Reset { incarnation: vec![1; 3], revision: 3, inodes: 0 }),
             Event::Change(pb::Change::default()),
         ] {
             assert!(take(&mut Feed::default(), event).is_err());

@@ -284,7 +284,7 @@ pub(crate) mod tests {
     /// A list of one image, and changes that each add one more.
     pub(crate) fn events(changes: u64) -> Vec<Event> {
         let Position { incarnation, revision } = position(10);
-        let reset = pb::Reset { incarnation: incarnation.into(), revision: revision.0 };
+        let reset = pb::Reset { incarnation: incarnation.into(), revision: revision.0, inodes: 0 };
         let list = vec![folder(1), Record::Image(image(2)), Record::Entry(entry(2, "2.iso", 2))];
         let records = list.into_iter().map(Into::into).collect();
         let mut all = vec![

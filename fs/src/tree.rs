@@ -22,6 +22,10 @@ use self::stale::Effects;
 pub use self::stale::Stale;
 use crate::contents::Contents;
 
+/// Room is made beforehand for so many inodes at most, whatever a catalogue says of its list; where
+/// there are more it grows as they come.
+const EXPECTED_MAX: u64 = 2_000_000;
+
 /// Where a tree stands in the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -93,6 +97,13 @@ impl Tree {
             volumes: HashMap::new(),
             live: Live::default(),
         }
+    }
+
+    /// A list of so many inodes follows: room is made at once, for tables that grow are made anew.
+    pub fn expect(&mut self, inodes: u64) {
+        let inodes = usize::try_from(inodes.min(EXPECTED_MAX)).unwrap_or_default();
+        self.inodes.reserve(inodes);
+        self.contents.reserve(inodes);
     }
 
     pub fn get(&self, ino: Ino) -> Option<&Inode> {

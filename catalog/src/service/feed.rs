@@ -172,9 +172,10 @@ impl Watch {
         let (begin, begun) = oneshot::channel();
         let store = self.core.store.clone();
         let listing = tokio::spawn(async move { store.list(pieces, begin).await });
-        if let Ok(revision) = begun.await {
+        if let Ok((revision, inodes)) = begun.await {
             let incarnation = self.core.feed.incarnation().into();
-            self.send(Event::Reset(pb::Reset { incarnation, revision: revision.0 })).await?;
+            let reset = pb::Reset { incarnation, revision: revision.0, inodes };
+            self.send(Event::Reset(reset)).await?;
             self.position = revision;
         }
         while let Some(piece) = read.recv().await {

@@ -63,6 +63,10 @@ impl<'a> Rows<'a> {
         Ok(Revision(self.count("SELECT revision FROM catalog")?))
     }
 
+    pub(super) fn inode_count(&self) -> Result<u64, Refusal> {
+        self.count("SELECT count(*) FROM inode")
+    }
+
     pub(crate) fn image_count(&self) -> Result<u64, Refusal> {
         self.count("SELECT count(*) FROM image")
     }

@@ -46,6 +46,17 @@ fn flat_name_at(nodes: &[Option<(Ino, Inode)>], position: Position) -> Option<&s
 }
 
 impl Inodes {
+    pub(super) fn reserve(&mut self, more: usize) {
+        let Self { nodes, by_ino, by_id, by_flat_name, .. } = self;
+        nodes.reserve(more);
+        // They are empty: nothing has to be hashed.
+        for table in [by_ino, by_id, by_flat_name] {
+            if table.is_empty() {
+                table.reserve(more, |_| 0);
+            }
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.by_ino.len()
     }
