@@ -1,6 +1,7 @@
 //! `isotope views`.
 
 use clap::Args;
+use isotope_fs::our_mounts;
 use isotope_fs::views::KINDS;
 use isotope_proto::name::VIEWS;
 use serde::Serialize;
@@ -24,8 +25,11 @@ struct ViewJson {
 }
 
 pub(super) fn cmd_views(_: &ViewsArgs, context: &Context) {
+    // Where it is mounted here; else where it would be.
+    let mounted = our_mounts().into_iter().next();
+    let dir = mounted.unwrap_or_else(|| context.settings.mount.dir.clone());
     let views = KINDS.iter().map(|&(name, holds, about)| {
-        let path = format!("{}/{VIEWS}/{name}", context.settings.mount.dir.display());
+        let path = format!("{}/{VIEWS}/{name}", dir.display());
         ViewJson { name, path, holds, about }
     });
     match context.format {
