@@ -80,3 +80,16 @@ ensure_rust() {
     command -v rustup >/dev/null || fail "cargo lacks ${missing[*]}, and there is no rustup to add it"
     rustup component add "${missing[@]}"
 }
+
+# ensure_crate NAME VERSION: a program of the crates' registry, built once, in tools/bin of the
+# directory that cargo builds in.
+ensure_crate() {
+    local name=$1 version=$2 tools
+    tools=$(realpath -m -- "${CARGO_TARGET_DIR:-target}")/tools
+    [[ $("$tools/bin/$name" --version 2>/dev/null) != "$name $version" ]] || return 0
+    echo "Building $name $version"
+    cargo install --quiet --locked --version "$version" --force \
+        --root "$tools" --target-dir "$tools/build" "$name" ||
+        fail "cannot build $name $version; the registry of crates has to be reachable once"
+    rm -rf -- "$tools/build"
+}

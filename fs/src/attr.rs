@@ -8,7 +8,7 @@ use isotope_proto::id::Ino;
 use isotope_proto::time::Timestamp;
 
 use crate::tree::Inode;
-use crate::upload::Upload;
+use crate::upload::{Shown, Upload};
 
 /// `st_blocks` counts these whatever the file system's own.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -85,9 +85,9 @@ pub(crate) fn kind_and_mode(inode: &Inode) -> (FileType, u32) {
 
 /// A file that is being written, as its writer sees it under the inode that it opened.
 pub(crate) fn of_upload(ino: Ino, upload: &Upload, owner: Owner) -> FileAttr {
-    let (size, mode, modified) = upload.shown();
-    let times = [modified; 2];
-    file_attr(ino, owner, FileType::RegularFile, size, mode, 1, times)
+    let Shown { size_bytes, mode, links, modified, changed } = upload.shown();
+    let times = [modified, changed];
+    file_attr(ino, owner, FileType::RegularFile, size_bytes, mode, links, times)
 }
 
 /// A folder of a view.

@@ -65,11 +65,23 @@ pub(crate) enum WriteAt {
     End,
 }
 
-/// What was set on it, and when it was last written.
+/// What was set on it, when it was last written, and when anything of it last changed.
 #[derive(Debug, Clone, Copy)]
 struct Set {
     attributes: Attributes,
     touched: Timestamp,
+    changed: Timestamp,
+}
+
+/// A file that is being written, as its writer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) size_bytes: u64,
+    pub(crate) mode: u32,
+    /// 0 once its name was removed.
+    pub(crate) links: u32,
+    pub(crate) modified: Timestamp,
+    pub(crate) changed: Timestamp,
 }
 
 /// What a program has stored, for it to go on with.
@@ -88,6 +100,8 @@ impl Upload {
         hosts: Arc<Hosts>,
         mirror: Arc<Mirror>,
     ) -> Self {
+        let now = clock::now();
+        let set = Set { attributes: Attributes::default(), touched: now, changed: now };
         Self {
             draft,
             place: Mutex::new(place),
@@ -100,7 +114,7 @@ impl Upload {
             extents: Mutex::default(),
             holders: Holders::default(),
             unlinked: AtomicBool::new(false),
-            set: Mutex::new(Set { attributes: Attributes::default(), touched: clock::now() }),
+            set: Mutex::new(set),
             failed: Mutex::default(),
             end: OnceCell::new(),
         }
@@ -154,14 +168,16 @@ impl Upload {
         self.draft.to.upload
     }
 
-    /// Size, mode and time of modification, as its writer sees them.
-    pub(crate) fn shown(&self) -> (u64, u32, Timestamp) {
+    /// As its writer sees it.
+    pub(crate) fn shown(&self) -> Shown {
         let set = *self.set();
-        (
-            self.size_bytes.load(Ordering::Relaxed),
-            set.attributes.mode.unwrap_or(self.draft.mode),
-            set.attributes.modified.unwrap_or(set.touched),
-        )
+        Shown {
+            size_bytes: self.size_bytes.load(Ordering::Relaxed),
+            mode: set.attributes.mode.unwrap_or(self.draft.mode),
+            links: u32::from(!self.is_unlinked()),
+            modified: set.attributes.modified.unwrap_or(set.touched),
+            changed: set.changed,
+        }
     }
 
     fn is_written(&self) -> bool {
@@ -187,6 +203,7 @@ impl Upload {
         let mut set = self.set();
         set.attributes.mode = attributes.mode.or(set.attributes.mode);
         set.attributes.modified = attributes.modified.or(set.attributes.modified);
+        set.changed = clock::now();
     }
 
     async fn stage(&self) -> Result<&Stage, FsError> {
@@ -219,8 +236,13 @@ impl Upload {
 
     fn wrote(&self) {
         self.written.store(true, Ordering::Relaxed);
+        self.touch();
+    }
+
+    /// Its times are now.
+    fn touch(&self) {
         let mut set = self.set();
-        set.touched = clock::now();
+        (set.touched, set.changed) = (clock::now(), clock::now());
         // Writing after setting a time makes it now, as on any file system.
         set.attributes.modified = None;
     }
@@ -247,6 +269,7 @@ impl Upload {
     pub(crate) async fn truncate(&self, size_bytes: u64) -> Result<(), FsError> {
         // A new file is empty, and asked to be so by every O_TRUNC.
         if size_bytes == 0 && !self.is_written() {
+            self.touch();
             return Ok(());
         }
         let truncated = async { self.stage().await?.truncate(size_bytes).await };
@@ -331,6 +354,7 @@ impl Upload {
     pub(crate) async fn remove_name(&self) -> Result<bool, FsError> {
         let published = self.catalog.abort(self.id()).await?;
         self.unlinked.store(!published, Ordering::Relaxed);
+        self.set().changed = clock::now();
         Ok(!published)
     }
 

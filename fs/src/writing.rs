@@ -203,7 +203,7 @@ impl Files {
     /// What is stored when somebody asks for a mode.
     pub(crate) fn mode_to_store(&self, ino: Ino, asked: u32, task: u32) -> Result<u32, FsError> {
         let (kind, before) = match self.written_by(ino, task) {
-            Some(upload) => (attr::FileType::RegularFile, upload.shown().1),
+            Some(upload) => (attr::FileType::RegularFile, upload.shown().mode),
             None => self.mirror.with(ino, attr::kind_and_mode).ok_or(FsError::Stale)?,
         };
         self.owner.to_store(kind, asked, before).ok_or(FsError::NotPermitted)

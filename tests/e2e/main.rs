@@ -17,6 +17,7 @@ mod library;
 mod model;
 mod mounting;
 mod parts;
+mod pjdfs;
 mod placement;
 mod random_writes;
 mod recovery;

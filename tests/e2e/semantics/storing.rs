@@ -43,6 +43,7 @@ fn a_finished_image_is_not_changed_in_place() {
     drop(writer);
     let meta = fs::metadata(&image).expect("there");
     assert_eq!((meta.mode() & 0o7777, meta.modified().expect("a time")), (0o600, then));
+    assert_eq!(meta.accessed().expect("a time"), then);
 }
 
 #[test]
@@ -86,6 +87,19 @@ fn a_file_appears_whole_when_it_is_closed() {
     });
     // A scan finds nothing new in it.
     assert_eq!(world.json(&url, &["scan"])["discovered"], 0);
+
+    let file = File::create_new(mount.join("removed.iso")).expect("made");
+    file.write_all_at(b"some", 0).expect("written");
+    let links = || file.metadata().expect("shown to its writer").nlink();
+    assert_eq!(links(), 1);
+    fs::remove_file(mount.join("removed.iso")).expect("removed");
+    assert_eq!(links(), 0);
+    file.write_all_at(b"more", 4).expect("written");
+    let mut back = [0; 8];
+    file.read_exact_at(&mut back, 0).expect("read back");
+    assert_eq!(&back, b"somemore");
+    drop(file);
+    assert!(!mount.join("removed.iso").exists());
 }
 
 #[test]
@@ -108,7 +122,8 @@ fn tools_can_store_what_they_make() {
             .env("M", &mount)
             .output()
             .expect("bash runs");
-        assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.is_empty(), "{script}: {said}");
     };
     for (script, name) in [
         ("cp $S $M/cp.iso", "cp.iso"),
@@ -127,7 +142,19 @@ fn tools_can_store_what_they_make() {
     }
     shell("tar -C $T -cf - sub | tar -C $M -xf -");
     shell("cp -r $T/sub $M/copied");
-    shell("cp $S $S.moved && mv $S.moved $M/moved.iso && cmp $S $M/moved.iso");
+    shell("cp -a $T/sub $M/kept && rsync -a $T/sub/ $M/archived");
+    shell("shown() { cd $1; stat -c '%n %a %Y %s %U' *; }; diff <(shown $M/kept) <(shown $T/sub)");
+    shell(
+        "shown() { cd $1; stat -c '%n %a %Y %s %U' *; }; diff <(shown $M/archived) <(shown $T/sub)",
+    );
+    shell(
+        "touch -d 2001-02-03T04:05:06Z $M/dated.iso && test $(stat -c %Y $M/dated.iso) = 981173106",
+    );
+    shell("touch -r $S $M/dated.iso && test $(stat -c %Y $M/dated.iso) = $(stat -c %Y $S)");
+    shell(
+        "cp -p $S $S.moved && mv $S.moved $M/moved.iso && cmp $S $M/moved.iso && test ! -e $S.moved",
+    );
+    shell("stat -c '%Y %a' $S $M/moved.iso $M/cpp.iso | sort -u | wc -l | grep -qx 1");
     shell("rsync $S $M/synced.iso && cmp $S $M/synced.iso");
     shell("curl -sS -o $M/curled.iso file://$S && cmp $S $M/curled.iso");
     shell("echo 1 | tee $M/teed.iso >> $M/appended.iso && cmp $M/teed.iso $M/appended.iso");
