@@ -20,7 +20,7 @@ use tracing::debug;
 
 use crate::attr::{self, Owner};
 use crate::error::FsError;
-use crate::files::{DOTS, Files, LIFETIME, Listed};
+use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
 use crate::reply::{self, or_reply, parse};
 use crate::upload::WriteAt;
@@ -49,24 +49,14 @@ impl Adapter {
     }
 
     /// The same for a change that makes a name, which the answer shows.
-    fn make<C>(
-        &self,
-        reply: ReplyEntry,
-        parent: Ino,
-        name: EntryName,
-        change: impl FnOnce(Files) -> C,
-    ) where
-        C: Future<Output = Result<(), FsError>> + Send + 'static,
+    fn make<C>(&self, reply: ReplyEntry, change: impl FnOnce(Files) -> C)
+    where
+        C: Future<Output = Result<Answer, FsError>> + Send + 'static,
     {
-        let (files, change) = (self.files.clone(), change(self.files.clone()));
+        let change = change(self.files.clone());
         self.runtime.spawn(async move {
-            let made = change.await;
-            match made.and_then(|()| files.lookup_now(parent, OsStr::new(name.as_str()))) {
-                Ok(Some(it)) => reply::entry(reply, &it),
-                // Made, and removed again by somebody else meanwhile.
-                Ok(None) => reply.error(Errno::ENOENT),
-                Err(error) => reply.error(errno::of(&error)),
-            }
+            let it = or_reply!(reply, change.await);
+            reply::entry(reply, &it);
         });
     }
 }
@@ -158,9 +148,7 @@ impl Filesystem for Adapter {
     ) {
         let name = or_reply!(reply, parse(name));
         let parent = Ino(parent.0);
-        self.make(reply, parent, name.clone(), |files| async move {
-            files.make_folder(parent, &name, mode).await
-        });
+        self.make(reply, |files| async move { files.make_folder(parent, &name, mode).await });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -208,9 +196,7 @@ impl Filesystem for Adapter {
     ) {
         let name = or_reply!(reply, parse(newname));
         let (ino, parent) = (Ino(ino.0), Ino(newparent.0));
-        self.make(reply, parent, name.clone(), |files| async move {
-            files.link(ino, (parent, &name)).await
-        });
+        self.make(reply, |files| async move { files.link(ino, (parent, &name)).await });
     }
 
     fn mknod(
@@ -234,7 +220,7 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let name = or_reply!(reply, parse(name));
@@ -247,7 +233,10 @@ impl Filesystem for Adapter {
                     let direct = FopenFlags::FOPEN_DIRECT_IO;
                     reply.created(&Duration::ZERO, &attr, generation, FileHandle(handle), direct);
                 }
-                Err(error) => reply.error(errno::of(&error)),
+                Err(error) => {
+                    let error = files.not_created(error, (parent, &name), flags).await;
+                    reply.error(errno::of(&error));
+                }
             }
         });
     }

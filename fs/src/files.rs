@@ -6,11 +6,11 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use isotope_proto::change::Change;
+use isotope_proto::change::{Change, Delta, Edit};
 use isotope_proto::id::{EntryId, Ino};
 use isotope_proto::name::EntryName;
 use isotope_proto::{crash_point, crash_point_apart};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::attr::{self, FileAttr, FileType, Owner};
 use crate::catalog::{CHANGE_DEADLINE, Catalog};
@@ -113,11 +113,12 @@ impl Files {
         }
         let tree = self.mirror.tree();
         let Some(folder) = tree.folder(parent) else {
-            return Err(if tree.get(parent).is_some() {
-                FsError::NotAFolder
-            } else {
-                FsError::Stale
-            });
+            return match tree.get(parent) {
+                Some(_) => Err(FsError::NotAFolder),
+                // Removed, and empty then; nothing will ever be in it. Linux has it so, too.
+                None if self.mirror.ghost(parent, |_| ()).is_some() => Ok(None),
+                None => Err(FsError::Stale),
+            };
         };
         if name.len() > EntryName::LEN_MAX {
             return Err(FsError::TooLong);
@@ -178,6 +179,44 @@ impl Files {
         let tree = self.mirror.tree();
         let health = || self.health.told(tree.position, Instant::now());
         xattr::get(&tree, ino, name, || serde_json::to_string(&health()).unwrap_or_default())
+    }
+
+    /// The same for a change that makes a name; the answer shows what it was made for, whatever
+    /// others do to it meanwhile.
+    pub(crate) async fn make(
+        &self,
+        (parent, name): (Ino, &EntryName),
+        change: impl Future<Output = Result<Change, FsError>>,
+    ) -> Result<Answer, FsError> {
+        self.may_change()?;
+        let deadline = tokio::time::Instant::now() + CHANGE_DEADLINE;
+        let change = timeout_at(deadline, change).await.unwrap_or(Err(FsError::TimedOut))?;
+        crash_point!("mount.change.made");
+        let made = change.deltas.iter().find_map(|delta| match delta {
+            Delta::Entry(Edit::Made(it)) if (it.parent, &it.name) == (parent, name) => Some(it.ino),
+            _ => None,
+        });
+        let ino = made.ok_or(FsError::Stale)?;
+        // From before it shows: who removes it at once leaves it to the kernel.
+        self.mirror.remember(ino, 1);
+        let settled = timeout_at(deadline, self.mirror.settle(&change, self.source)).await;
+        let shown = settled.ok().and_then(|()| self.made(ino, (parent, name)));
+        if shown.is_none() {
+            self.mirror.forget(ino, 1);
+        }
+        shown.ok_or(FsError::TimedOut)
+    }
+
+    fn made(&self, ino: Ino, (parent, name): (Ino, &EntryName)) -> Option<Answer> {
+        let tree = self.mirror.tree();
+        let leads_to_it =
+            tree.folder(parent).is_some_and(|it| it.child(name.as_str()) == Some(ino));
+        let generation = tree.generation();
+        drop(tree);
+        let attr = self.mirror.with(ino, |inode| attr::of(ino, inode, self.owner))?;
+        // Told of another name already, the kernel must not keep this one.
+        let lifetime = if leads_to_it { LIFETIME } else { Duration::ZERO };
+        Some(Answer { attr, generation, lifetime })
     }
 
     /// The entries of a folder after a cookie; `add` says when its buffer is full.

@@ -157,6 +157,17 @@ impl Mirror {
         let _ = position.wait_for(reached).await;
     }
 
+    /// Returns once a folder shows a name that somebody else has just given, or is gone.
+    pub(crate) async fn shows(&self, folder: Ino, name: &str) {
+        let mut position = self.position.subscribe();
+        while self.tree().folder(folder).is_some_and(|it| it.child(name).is_none()) {
+            // The sender lives as long as self.
+            if position.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Returns once the kernel knows what a change did to folders; its maker's next look is right.
     /// Not for a request that holds the kernel's lock of one of them.
     pub(crate) async fn told(&self, change: &Change) {

@@ -4,9 +4,11 @@
 use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
 use isotope_proto::tree::RenameMode;
+use tokio::time::timeout;
 
+use crate::catalog::CHANGE_DEADLINE;
 use crate::error::FsError;
-use crate::files::Files;
+use crate::files::{Answer, Files};
 use crate::mirror::Source;
 
 impl Files {
@@ -15,9 +17,9 @@ impl Files {
         parent: Ino,
         name: &EntryName,
         mode: u32,
-    ) -> Result<(), FsError> {
+    ) -> Result<Answer, FsError> {
         self.check_in_library(parent)?;
-        self.change(self.catalog.make_folder(parent, name, mode)).await
+        self.make((parent, name), self.catalog.make_folder(parent, name, mode)).await
     }
 
     pub(crate) async fn remove_folder(&self, parent: Ino, name: &EntryName) -> Result<(), FsError> {
@@ -30,8 +32,26 @@ impl Files {
         if self.views.at(folder).is_some() { Err(FsError::NotPermitted) } else { Ok(()) }
     }
 
+    /// What `open(O_CREAT)` ends with that could not make its file. Where something just got the
+    /// name, and that will do (no `O_EXCL`), Linux looks the path up again and opens it.
+    pub(crate) async fn not_created(
+        &self,
+        error: FsError,
+        (parent, name): (Ino, &EntryName),
+        flags: i32,
+    ) -> FsError {
+        match (error, flags & libc::O_EXCL != 0) {
+            (FsError::IsAFolder, true) => FsError::Exists,
+            (FsError::Exists, false) => {
+                let shown = timeout(CHANGE_DEADLINE, self.mirror.shows(parent, name.as_str()));
+                if shown.await.is_ok() { FsError::Stale } else { FsError::Exists }
+            }
+            (error, _) => error,
+        }
+    }
+
     /// Gives an image one more name.
-    pub(crate) async fn link(&self, ino: Ino, to: (Ino, &EntryName)) -> Result<(), FsError> {
+    pub(crate) async fn link(&self, ino: Ino, to: (Ino, &EntryName)) -> Result<Answer, FsError> {
         self.check_in_library(to.0)?;
         if self.uploads.named(to.0, to.1.as_str()).is_some() {
             return Err(FsError::Exists);
@@ -43,7 +63,7 @@ impl Files {
                 return Err(FsError::InUse);
             }
         }
-        self.change(self.catalog.link(ino, to)).await
+        self.make(to, self.catalog.link(ino, to)).await
     }
 
     /// Removes a name: of an image, of a file that is being written, or of both.

@@ -19,6 +19,7 @@ mod mounting;
 mod parts;
 mod pjdfs;
 mod placement;
+mod races;
 mod random_writes;
 mod recovery;
 mod replacing;

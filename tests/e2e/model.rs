@@ -1,5 +1,6 @@
 //! The reference model: random operations against it and the product, compared whole after each.
 
+pub(crate) mod api;
 mod core;
-mod mounted;
-mod reference;
+pub(crate) mod mounted;
+pub(crate) mod reference;

@@ -2,32 +2,26 @@
 //! mount's tree, and what a fresh list makes of it, must be what the model says.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use isotope_catalog::{Catalog, Config};
 use isotope_fs::tree::{Applied, Inode, Position, Tree};
-use isotope_proto::change::{Change, Record};
-use isotope_proto::id::{Incarnation, Ino, NodeId, RequestId, Revision};
+use isotope_proto::change::Record;
+use isotope_proto::id::{Incarnation, Ino, NodeId, Revision};
 use isotope_proto::pb::agent_service_client::AgentServiceClient;
 use isotope_proto::pb::feed_service_client::FeedServiceClient;
-use isotope_proto::pb::library_service_client::LibraryServiceClient;
 use isotope_proto::pb::watch_event::Event;
 use isotope_proto::pb::{self, agent_message, catalog_message};
-use isotope_proto::refusal::{Reason, Refusal};
-use isotope_proto::time::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::reference::{Errnos, Model, Node, Op, Path, Step, step};
-
-/// Far more than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(10);
+use super::api::{Api, PATIENCE};
+use super::reference::{Errnos, Model, Node, Path, Step, step};
 
 struct Core {
-    library: LibraryServiceClient<Channel>,
+    api: Api,
     feed: FeedServiceClient<Channel>,
     events: tonic::Streaming<pb::WatchEvent>,
     tree: Tree,
@@ -38,28 +32,6 @@ struct Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.stop.cancel();
-    }
-}
-
-fn at(path: &[String]) -> Option<pb::Place> {
-    let (name, above) = path.split_last()?;
-    let path = format!("/{}", above.join("/"));
-    let folder = pb::FolderRef { folder: Some(pb::folder_ref::Folder::Path(path)) };
-    Some(pb::Place { folder: Some(folder), name: name.clone() })
-}
-
-/// As the mount would show it.
-fn errno_of(reason: Reason) -> i32 {
-    match reason {
-        Reason::NotFound => libc::ENOENT,
-        Reason::Exists => libc::EEXIST,
-        Reason::NotAFolder => libc::ENOTDIR,
-        Reason::IsAFolder => libc::EISDIR,
-        Reason::NotEmpty => libc::ENOTEMPTY,
-        Reason::IntoItself => libc::EINVAL,
-        Reason::TooDeep | Reason::NameTooLong => libc::ENAMETOOLONG,
-        Reason::NotPermitted => libc::EPERM,
-        other => panic!("an unexpected refusal: {other:?}"),
     }
 }
 
@@ -78,72 +50,8 @@ impl Core {
         report_images(channel.clone()).await;
         let mut feed = FeedServiceClient::new(channel.clone());
         let (tree, events) = list(&mut feed).await;
-        let library = LibraryServiceClient::new(channel);
-        Self { library, feed, events, tree, stop, _state: state }
-    }
-
-    async fn change(&mut self, op: &Op) -> Result<Change, i32> {
-        let now = Timestamp::from(std::time::SystemTime::now());
-        let request_id: Vec<u8> = RequestId::mint(now).into();
-        let answer = match op {
-            Op::MakeFolder(path) => {
-                let request = pb::MakeFolderRequest { request_id, place: at(path), mode: None };
-                self.twice(|mut it, r| async move { it.make_folder(r).await }, request).await
-            }
-            Op::RemoveFolder(path) => {
-                let request = pb::RemoveFolderRequest { request_id, place: at(path) };
-                self.twice(|mut it, r| async move { it.remove_folder(r).await }, request).await
-            }
-            Op::Rename { from, to, no_replace } => {
-                let mode = if *no_replace {
-                    pb::RenameMode::NoReplace
-                } else {
-                    pb::RenameMode::Unspecified
-                };
-                let (from, to) = (at(from), at(to));
-                let request = pb::RenameRequest { request_id, from, to, mode: mode.into() };
-                self.twice(|mut it, r| async move { it.rename(r).await }, request).await
-            }
-            Op::Exchange { from, to } => {
-                let (from, to) = (at(from), at(to));
-                let mode = pb::RenameMode::Exchange.into();
-                let request = pb::RenameRequest { request_id, from, to, mode };
-                self.twice(|mut it, r| async move { it.rename(r).await }, request).await
-            }
-            Op::Link { from, to } => {
-                let ino = self.ino_of(from).ok_or(libc::ENOENT)?.0;
-                let request = pb::LinkRequest { request_id, ino, place: at(to) };
-                self.twice(|mut it, r| async move { it.link(r).await }, request).await
-            }
-            Op::Unlink(path) => {
-                let request = pb::RemoveRequest { request_id, place: at(path) };
-                self.twice(|mut it, r| async move { it.remove(r).await }, request).await
-            }
-            Op::Create(_) => unreachable!("not asked of the catalogue"),
-        };
-        let change = answer.map_err(|status| errno_of(Refusal::from(status).reason))?;
-        Ok(Change::try_from(change).expect("a change"))
-    }
-
-    fn ino_of(&self, path: &[String]) -> Option<Ino> {
-        path.iter().try_fold(Ino::ROOT, |at, name| self.tree.folder(at)?.child(name))
-    }
-
-    /// Asks again with the same id, as after a lost answer: the change is made once.
-    async fn twice<R: Clone, F>(
-        &self,
-        send: impl Fn(LibraryServiceClient<Channel>, R) -> F,
-        request: R,
-    ) -> Result<pb::Change, tonic::Status>
-    where
-        F: Future<Output = Result<tonic::Response<pb::Change>, tonic::Status>>,
-    {
-        let first = send(self.library.clone(), request.clone()).await?.into_inner();
-        let again = send(self.library.clone(), request).await?.into_inner();
-        if !first.deltas.is_empty() {
-            assert_eq!(first, again, "one request, one change");
-        }
-        Ok(first)
+        let api = Api::new(channel);
+        Self { api, feed, events, tree, stop, _state: state }
     }
 
     /// Lets the feed bring the tree to a revision.
@@ -283,13 +191,9 @@ async fn run(steps: Vec<Step>) {
     for step in steps {
         let op = step.op(&model);
         let expected: Result<(), Errnos> = model.apply(&op);
-        let changed = tokio::time::timeout(PATIENCE, core.change(&op)).await;
-        match (changed.expect("an answer in time"), expected) {
+        match (core.api.change(&op).await, expected) {
             (Ok(change), Ok(())) => core.follow_to(change.revision).await,
             (Err(errno), Err(allowed)) if allowed.contains(&errno) => {}
-            // Whether what is not there was looked for in an image nobody tells us.
-            (Err(libc::ENOENT), Err(allowed))
-                if matches!(op, Op::Link { .. }) && allowed == [libc::ENOTDIR] => {}
             // A path that no folder can have is refused before anything is looked up.
             (Err(libc::ENAMETOOLONG), Err(_)) if op.is_beyond_all_folders() => {}
             (found, expected) => panic!("{op:?}: expected {expected:?}, found {found:?}"),

@@ -10,44 +10,60 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::reference::{Model, Node, Op, Path, UNKNOWN, step_on_a_mount};
+use super::reference::{Model, Node, Op, Path, UNKNOWN, step_and_store};
 use crate::harness::{World, eventually};
 
 const STEPS: usize = 400;
 /// The second mount is compared after so many steps.
 const COMPARE_EVERY: usize = 10;
 
-/// What a mount shows; every name is also looked up, so that listings and lookups must agree.
-fn model_of(mount: &std::path::Path) -> Model {
-    fn below(dir: &std::path::Path, prefix: &Path, model: &mut Model, links: &mut Vec<(u64, u64)>) {
-        for entry in fs::read_dir(dir).expect("a listing") {
-            let entry = entry.expect("an entry");
+/// What a mount shows; every name is also looked up, so that listings and lookups must agree. What
+/// does not fit together may be a change on its way: it is said, and the caller looks again.
+pub(crate) fn look(mount: &std::path::Path) -> Result<Model, String> {
+    fn below(
+        dir: &std::path::Path,
+        prefix: &Path,
+        model: &mut Model,
+        links: &mut Vec<(u64, u64)>,
+    ) -> Result<(), String> {
+        let gone = |error: io::Error| format!("{}: {error}", dir.display());
+        for entry in fs::read_dir(dir).map_err(gone)? {
+            let entry = entry.map_err(gone)?;
             let mut path = prefix.clone();
             path.push(entry.file_name().into_string().expect("text"));
-            let meta = fs::symlink_metadata(entry.path()).expect("what is listed is there");
-            assert_eq!(entry.ino(), meta.ino(), "d_ino is st_ino");
+            let meta = fs::symlink_metadata(entry.path());
+            let meta = meta.map_err(|error| format!("{path:?} is listed: {error}"))?;
+            if entry.ino() != meta.ino() {
+                return Err(format!("{path:?}: d_ino is {}, st_ino {}", entry.ino(), meta.ino()));
+            }
             let node = if meta.is_dir() {
-                below(&entry.path(), &path, model, links);
+                below(&entry.path(), &path, model, links)?;
                 Node::Folder
             } else {
+                links.push((meta.ino(), meta.nlink()));
                 Node::Image(meta.ino())
             };
-            if meta.is_file() {
-                links.push((meta.ino(), meta.nlink()));
+            if model.0.insert(path.clone(), node).is_some() {
+                return Err(format!("{path:?} is listed twice"));
             }
-            assert_eq!(model.0.insert(path, node), None, "listed once");
         }
+        Ok(())
     }
     let mut model = Model::default();
     let mut links = Vec::new();
-    below(mount, &Path::new(), &mut model, &mut links);
-    for (ino, links) in links {
-        assert_eq!(model.links(ino) as u64, links, "each name counts");
+    below(mount, &Path::new(), &mut model, &mut links)?;
+    match links.iter().find(|(ino, links)| model.links(*ino) as u64 != *links) {
+        Some((ino, links)) => Err(format!("{ino} says {links} links, and has another number")),
+        None => Ok(model),
     }
-    model
 }
 
-fn carry_out(mount: &std::path::Path, op: &Op) -> io::Result<()> {
+/// The same where nothing is on its way.
+fn model_of(mount: &std::path::Path) -> Model {
+    look(mount).expect("a whole tree")
+}
+
+pub(crate) fn carry_out(mount: &std::path::Path, op: &Op) -> io::Result<()> {
     let at = |path: &Path| mount.join(path.iter().collect::<PathBuf>());
     match op {
         Op::MakeFolder(path) => fs::create_dir(at(path)),
@@ -61,6 +77,7 @@ fn carry_out(mount: &std::path::Path, op: &Op) -> io::Result<()> {
             Ok(renameat_with(CWD, at(from), CWD, at(to), RenameFlags::EXCHANGE)?)
         }
         Op::Create(path) => io::Write::write_all(&mut fs::File::create_new(at(path))?, b"bytes"),
+        Op::Store(path) => fs::write(at(path), b"other bytes"),
         Op::Unlink(path) => fs::remove_file(at(path)),
     }
 }
@@ -77,11 +94,11 @@ fn a_mount_agrees_with_the_model() {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     for n in 0..STEPS {
-        let step = step_on_a_mount().new_tree(&mut runner).expect("a step").current();
+        let step = step_and_store().new_tree(&mut runner).expect("a step").current();
         let op = step.op(&model);
         // Changes come from both sides.
         let mount = if n % 7 == 3 { &second } else { &first };
-        eventually("the mount to have followed", || model_of(mount) == model);
+        eventually("the mount to have followed", || look(mount).as_ref() == Ok(&model));
         let expected = model.apply(&op);
         match (carry_out(mount, &op), expected) {
             (Ok(()), Ok(())) => {}
@@ -89,7 +106,7 @@ fn a_mount_agrees_with_the_model() {
                 if error.raw_os_error().is_some_and(|errno| allowed.contains(&errno)) => {}
             (found, expected) => panic!("step {n}, {op:?}: expected {expected:?}, found {found:?}"),
         }
-        if let Op::Create(path) = &op
+        if let Op::Create(path) | Op::Store(path) = &op
             && let Some(node) = model.0.get_mut(path)
             && *node == Node::Image(UNKNOWN)
         {
@@ -98,7 +115,7 @@ fn a_mount_agrees_with_the_model() {
         }
         assert_eq!(model_of(mount), model, "whoever made it sees it at once: step {n}, {op:?}");
         if n % COMPARE_EVERY == 0 {
-            eventually("both to be the same", || model_of(&second) == model);
+            eventually("both to be the same", || look(&second).as_ref() == Ok(&model));
         }
     }
 }

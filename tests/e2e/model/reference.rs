@@ -35,6 +35,8 @@ pub(crate) enum Op {
     },
     /// A file is made, written and closed.
     Create(Path),
+    /// The same, whatever has the name: an image there is replaced.
+    Store(Path),
     Unlink(Path),
 }
 
@@ -55,6 +57,7 @@ impl Op {
             Self::MakeFolder(path)
             | Self::RemoveFolder(path)
             | Self::Create(path)
+            | Self::Store(path)
             | Self::Unlink(path) => beyond(path),
             Self::Rename { from, to, .. }
             | Self::Link { from, to }
@@ -97,6 +100,19 @@ impl Model {
                     return Err(&[libc::EEXIST]);
                 }
                 self.0.insert(path.clone(), Node::Image(UNKNOWN));
+                Ok(())
+            }
+            Op::Store(path) => {
+                self.parent(path)?;
+                if self.get(path) == Some(Node::Folder) {
+                    return Err(&[libc::EISDIR]);
+                }
+                let before = self.get(path);
+                self.0.insert(path.clone(), Node::Image(UNKNOWN));
+                // Under all its names.
+                self.0.values_mut().filter(|node| Some(**node) == before).for_each(|node| {
+                    *node = Node::Image(UNKNOWN);
+                });
                 Ok(())
             }
             Op::Unlink(path) => {
@@ -259,6 +275,7 @@ pub(crate) enum Step {
     Link(Pick, Pick),
     Exchange(Pick, Pick),
     Create(Pick),
+    Store(Pick),
     Unlink(Pick),
 }
 
@@ -288,6 +305,11 @@ impl Step {
             Self::Link(from, to) => Op::Link { from: from.path(model), to: to.path(model) },
             Self::Exchange(a, b) => Op::Exchange { from: a.path(model), to: b.path(model) },
             Self::Create(pick) => Op::Create(pick.path(model)),
+            Self::Store(pick) => match model.get(&pick.path(model)) {
+                // What becomes of its other names is a matter of its own: `semantics/links.rs`.
+                Some(Node::Image(ino)) if model.links(ino) > 1 => Op::Create(pick.path(model)),
+                Some(_) | None => Op::Store(pick.path(model)),
+            },
             Self::Unlink(pick) => Op::Unlink(pick.path(model)),
         }
     }
@@ -315,5 +337,13 @@ pub(crate) fn step_on_a_mount() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => step(),
         1 => pick().prop_map(Step::Create),
+    ]
+}
+
+/// Those, and files stored over what is there.
+pub(crate) fn step_and_store() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => step_on_a_mount(),
+        1 => pick().prop_map(Step::Store),
     ]
 }
