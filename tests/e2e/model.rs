@@ -4,3 +4,4 @@ pub(crate) mod api;
 mod core;
 pub(crate) mod mounted;
 pub(crate) mod reference;
+mod whole;
