@@ -36,6 +36,7 @@ mod reply;
 mod session;
 mod stage;
 mod storing;
+mod sync;
 pub mod tree;
 mod upload;
 mod uploads;

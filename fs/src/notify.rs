@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
@@ -13,6 +13,7 @@ use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
 use tracing::debug;
 
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::tree::Stale;
 
 /// Folders that may wait at once without holding up the others; changes in a folder end within
@@ -99,7 +100,7 @@ impl Notifications {
             let (queues, notifier) = (self.clone(), notifier.clone());
             std::thread::Builder::new()
                 .name(format!("notify-{n}"))
-                .spawn(move || queues.work(&notifier))
+                .spawn(move || queues.work(|ino, what| tell(&notifier, ino, &what)))
                 .expect("a thread at start-up");
         }
     }
@@ -110,20 +111,10 @@ impl Notifications {
         self.shared.changed.notify_all();
     }
 
-    fn work(&self, notifier: &Notifier) {
+    /// Tells what is left here, until it is closed.
+    fn work(&self, tell: impl Fn(Ino, What)) {
         while let Some((ino, batch)) = self.take() {
-            for what in batch {
-                crash_point!("mount.notify.begun");
-                let inode = INodeNo(ino.0);
-                let sent = match &what {
-                    What::Name(name) => notifier.inval_entry(inode, OsStr::new(name.as_str())),
-                    What::Listing => notifier.inval_inode(inode, 0, 0),
-                    What::Attributes => notifier.inval_inode(inode, ATTRIBUTES_ONLY, 0),
-                };
-                if let Err(error) = sent {
-                    debug!(%ino, ?what, %error, "the kernel did not take a notification");
-                }
-            }
+            batch.into_iter().for_each(|what| tell(ino, what));
             self.lock().busy.remove(&ino);
             self.shared.changed.notify_all();
         }
@@ -147,9 +138,27 @@ impl Notifications {
     }
 }
 
+fn tell(notifier: &Notifier, ino: Ino, what: &What) {
+    crash_point!("mount.notify.begun");
+    let inode = INodeNo(ino.0);
+    let sent = match what {
+        What::Name(name) => notifier.inval_entry(inode, OsStr::new(name.as_str())),
+        What::Listing => notifier.inval_inode(inode, 0, 0),
+        What::Attributes => notifier.inval_inode(inode, ATTRIBUTES_ONLY, 0),
+    };
+    if let Err(error) = sent {
+        debug!(%ino, ?what, %error, "the kernel did not take a notification");
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use shuttle::thread;
+
     use super::*;
+
+    /// Orders of the threads that are tried; all together take about a second.
+    const ORDERS: usize = 2_000;
 
     fn name(folder: u64, name: &str) -> Stale {
         Stale::Name { folder: Ino(folder), name: EntryName::parse(name).expect("a name") }
@@ -157,6 +166,10 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_told_holds_up_no_other() {
+        shuttle::check_random(one_folder_after_the_other, 1);
+    }
+
+    fn one_folder_after_the_other() {
         let notifications = Notifications::default();
         notifications.send(vec![name(1, "a"), name(2, "b"), Stale::Listing(Ino(2))]);
         let (first, _) = notifications.take().expect("something");
@@ -170,5 +183,73 @@ mod tests {
         assert_eq!((third, batch.len()), (Ino(1), 1));
         notifications.close();
         assert!(notifications.take().is_none());
+    }
+
+    /// What the threads told, and which folders they are telling.
+    #[derive(Default)]
+    struct Kernel {
+        told: BTreeSet<(Ino, What)>,
+        telling: BTreeSet<Ino>,
+    }
+
+    fn told(kernel: &Mutex<Kernel>, ino: Ino, what: What) {
+        assert!(kernel.lock().expect("not poisoned").telling.insert(ino), "one thread a folder");
+        thread::yield_now();
+        let mut kernel = kernel.lock().expect("not poisoned");
+        kernel.telling.remove(&ino);
+        kernel.told.insert((ino, what));
+    }
+
+    /// Two threads tell what three others leave; each of those, once it has waited, must find that
+    /// told which it left.
+    fn everybody_waits() {
+        let (notifications, kernel) = (Notifications::default(), Arc::new(Mutex::default()));
+        let workers: Vec<_> = (0..2)
+            .map(|_| {
+                let (queues, kernel) = (notifications.clone(), Arc::clone(&kernel));
+                thread::spawn(move || queues.work(|ino, what| told(&kernel, ino, what)))
+            })
+            .collect();
+        let senders: Vec<_> = [(1, "a"), (1, "b"), (2, "a")]
+            .into_iter()
+            .map(|(folder, text)| {
+                let (queues, kernel) = (notifications.clone(), Arc::clone(&kernel));
+                thread::spawn(move || {
+                    queues.send(vec![name(folder, text), Stale::Listing(Ino(folder))]);
+                    queues.wait_until_told(Ino(folder));
+                    let mine = (Ino(folder), What::Name(EntryName::parse(text).expect("a name")));
+                    assert!(kernel.lock().expect("not poisoned").told.contains(&mine));
+                })
+            })
+            .collect();
+        senders.into_iter().for_each(|it| it.join().expect("told in time"));
+        notifications.close();
+        // Neither sleeps on.
+        workers.into_iter().for_each(|it| it.join().expect("it ends"));
+    }
+
+    #[test]
+    fn whoever_waits_has_told_the_kernel_in_any_order_of_threads() {
+        shuttle::check_random(everybody_waits, ORDERS);
+        shuttle::check_pct(everybody_waits, ORDERS, 3);
+    }
+
+    /// Closed while somebody waits: everybody goes.
+    fn closed_while_waiting() {
+        let notifications = Notifications::default();
+        let (queues, other) = (notifications.clone(), notifications.clone());
+        let worker = thread::spawn(move || queues.work(|_, _| thread::yield_now()));
+        let waiting = thread::spawn(move || {
+            other.send(vec![name(1, "a"), name(2, "b")]);
+            other.wait_until_told(Ino(2));
+        });
+        notifications.close();
+        worker.join().expect("it ends");
+        waiting.join().expect("it does, too");
+    }
+
+    #[test]
+    fn a_close_lets_go_of_everybody_in_any_order_of_threads() {
+        shuttle::check_random(closed_while_waiting, ORDERS);
     }
 }
