@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use libc::ENOENT;
@@ -70,6 +70,11 @@ fn an_inode_number_is_one_content_for_ever() {
     fs::create_dir(mount.join("x")).expect("made anew");
     let used = [a, b, folder, number("other/b.iso")];
     assert!(!used.contains(&number("x")), "never reused");
+    for folder in [mount.clone(), mount.join("other")] {
+        for entry in fs::read_dir(folder).expect("a listing").flatten() {
+            assert_eq!(entry.ino(), entry.metadata().expect("there").ino(), "{entry:?}");
+        }
+    }
 }
 
 #[test]
