@@ -204,6 +204,7 @@ impl Files {
         if shown.is_none() {
             self.mirror.forget(ino, 1);
         }
+        crash_point_apart!("mount.change.answered");
         shown.ok_or(FsError::TimedOut)
     }
 

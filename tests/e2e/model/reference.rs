@@ -305,11 +305,7 @@ impl Step {
             Self::Link(from, to) => Op::Link { from: from.path(model), to: to.path(model) },
             Self::Exchange(a, b) => Op::Exchange { from: a.path(model), to: b.path(model) },
             Self::Create(pick) => Op::Create(pick.path(model)),
-            Self::Store(pick) => match model.get(&pick.path(model)) {
-                // What becomes of its other names is a matter of its own: `semantics/links.rs`.
-                Some(Node::Image(ino)) if model.links(ino) > 1 => Op::Create(pick.path(model)),
-                Some(_) | None => Op::Store(pick.path(model)),
-            },
+            Self::Store(pick) => Op::Store(pick.path(model)),
             Self::Unlink(pick) => Op::Unlink(pick.path(model)),
         }
     }
