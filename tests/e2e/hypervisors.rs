@@ -2,5 +2,6 @@
 //! where they run; and `isotope connect`, which tells them of it. There is no Proxmox VE beside
 //! Debian's packages, so its part is a replay alone.
 
+mod connect;
 mod libvirt;
 mod proxmox;
