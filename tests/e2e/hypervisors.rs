@@ -5,3 +5,4 @@
 mod connect;
 mod libvirt;
 mod proxmox;
+mod virsh;
