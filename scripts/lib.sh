@@ -30,6 +30,7 @@ reason_for() {
         btrfs-progs) echo 'makes volumes with quotas' ;;
         iproute2 | nftables) echo 'makes hosts with networks of their own' ;;
         attr) echo 'shows extended attributes' ;;
+        libvirt-daemon | libvirt-clients) echo 'makes a storage pool of the library' ;;
         faketime) echo 'sets clocks wrong' ;;
         *) echo 'used by this script' ;;
     esac

@@ -52,5 +52,5 @@ fn qemu_boots_real_isos_from_the_mount() {
     fs::create_dir(path.join("boot")).expect("made");
     fs::rename(path.join("other/ipxe.iso"), path.join("boot/net.iso")).expect("moved");
     boots(&world, &path.join("boot/net.iso"), "iPXE initialising devices");
-    boots(&world, &path.join("other/grub-rescue-cdrom.iso"), "GRUB");
+    boots(&world, &path.join(".views/flat/grub-rescue-cdrom.iso"), "GRUB");
 }
