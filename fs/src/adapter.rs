@@ -88,10 +88,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        let ino = Ino(ino.0);
-        if self.files.mirror.forget(ino, nlookup) {
-            self.files.views.forget(ino);
-        }
+        self.files.forget(Ino(ino.0), nlookup);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -425,10 +422,10 @@ impl Filesystem for Adapter {
             let full = reply.add(INodeNo(ino.0), at, name, &lifetime, &attr, generation);
             // The kernel takes each entry for a lookup, except the dots.
             if !full && at > DOTS {
+                self.files.mirror.remember(ino, 1);
                 if let Listed::View(view) = it {
                     self.files.views.learn(view);
                 }
-                self.files.mirror.remember(ino, 1);
             }
             full
         });

@@ -200,6 +200,11 @@ impl Mirror {
         *self.held().lookups.entry(ino).or_default() += count;
     }
 
+    /// Whether the kernel knows of it.
+    pub(crate) fn is_held(&self, ino: Ino) -> bool {
+        self.held().lookups.contains_key(&ino)
+    }
+
     /// True if the kernel knows nothing of it any more.
     pub(crate) fn forget(&self, ino: Ino, count: u64) -> bool {
         let mut held = self.held();

@@ -50,15 +50,16 @@ impl Views {
         is_view(ino).then(|| self.known().get(&ino).cloned()).flatten()
     }
 
-    /// The kernel is told of it.
+    /// The kernel is told of it, which is counted before.
     pub(crate) fn learn(&self, view: &View) {
         self.known().insert(view.ino(), view.clone());
     }
 
-    /// The kernel has forgotten it.
-    pub(crate) fn forget(&self, ino: Ino) {
-        if is_view(ino) {
-            self.known().remove(&ino);
+    /// The kernel has forgotten it, unless it is told of it again at this moment.
+    fn forget(&self, ino: Ino, is_held: impl FnOnce() -> bool) {
+        let mut known = self.known();
+        if !is_held() {
+            known.remove(&ino);
         }
     }
 
@@ -91,9 +92,16 @@ impl Files {
 
     fn answer_view(&self, view: &View, generation: u64) -> Answer {
         let ino = view.ino();
-        self.views.learn(view);
         self.mirror.remember(ino, 1);
+        self.views.learn(view);
         Answer { attr: self.attr_of_view(ino, view), generation, lifetime: UNCACHED }
+    }
+
+    /// The kernel takes back that it knows an inode, so many times.
+    pub(crate) fn forget(&self, ino: Ino, count: u64) {
+        if self.mirror.forget(ino, count) && is_view(ino) {
+            self.views.forget(ino, || self.mirror.is_held(ino));
+        }
     }
 
     /// The folder of all views, by its name in the root.
