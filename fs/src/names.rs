@@ -73,12 +73,13 @@ impl Files {
     }
 
     async fn unlink_in_library(&self, (parent, name): (Ino, &EntryName)) -> Result<(), FsError> {
+        // What it leads to now: as soon as its writer has lost the name it may be somebody else's.
+        let listed = self.mirror.tree().folder(parent).and_then(|it| it.child(name.as_str()));
         let mut removed = false;
         if let Some(upload) = self.uploads.named(parent, name.as_str()) {
             removed = upload.remove_name().await?;
             upload.left();
         }
-        let listed = self.mirror.tree().folder(parent).and_then(|it| it.child(name.as_str()));
         if removed && listed.is_none() {
             return Ok(());
         }
