@@ -242,7 +242,8 @@ impl Tree {
 
     /// Takes in one record of a list, to be ended by [`Self::end_list`].
     pub fn load(&mut self, record: Record) {
-        let mut unused = Effects::default();
+        // Of a tree that nobody has looked at the kernel knows nothing.
+        let mut unused = Effects { unwanted: true, ..Effects::default() };
         match record {
             Record::Folder(it) => self.folder_edit(&Edit::Made(it), &mut unused),
             Record::Image(it) => self.image_edit(&Edit::Made(it), &mut unused),
@@ -286,7 +287,7 @@ impl Tree {
         let Some(folder) = edit.after() else {
             effects.gone.extend(self.inodes.remove(ino).map(|inode| (ino, inode)));
             // Its link count, for whoever has it open.
-            effects.stale.push(Stale::Listing(ino));
+            effects.push(Stale::Listing(ino));
             return;
         };
         let Some(Inode::Folder(node)) = self.inodes.get_mut(ino) else {
@@ -296,7 +297,7 @@ impl Tree {
         node.mode = folder.mode;
         node.modified = folder.modified;
         node.changed = folder.changed;
-        effects.stale.push(Stale::Listing(ino));
+        effects.push(Stale::Listing(ino));
     }
 
     fn image_edit(&mut self, edit: &Edit<Image>, effects: &mut Effects) {
@@ -313,7 +314,7 @@ impl Tree {
         }
         let Some(after) = edit.after() else {
             effects.gone.extend(self.inodes.remove(ino).map(|inode| (ino, inode)));
-            effects.stale.push(Stale::Attributes(ino));
+            effects.push(Stale::Attributes(ino));
             return;
         };
         let mut node = self.image_node(after);
@@ -321,7 +322,7 @@ impl Tree {
             node.links = links;
             // Of hashes and systems no kernel knows anything.
             if shown != node.shown() {
-                effects.stale.push(Stale::Attributes(ino));
+                effects.push(Stale::Attributes(ino));
             }
         }
         if content_before != Some(node.content) {
@@ -361,7 +362,7 @@ impl Tree {
                 if let Some(flat) = image.flat_name.as_ref().filter(|it| **it == name) {
                     name = flat.clone();
                 }
-                effects.stale.push(Stale::Attributes(entry.ino));
+                effects.push(Stale::Attributes(entry.ino));
                 false
             }
             None => false,
@@ -379,7 +380,7 @@ impl Tree {
             Some(Inode::Image(image)) => {
                 image.links = image.links.saturating_sub(1);
                 // Its link count shows in every other name's attributes.
-                effects.stale.push(Stale::Attributes(entry.ino));
+                effects.push(Stale::Attributes(entry.ino));
                 false
             }
             None => false,

@@ -23,12 +23,20 @@ pub(super) struct Effects {
     pub(super) stale: Vec<Stale>,
     /// Inodes that left the tree; somebody may have them open still.
     pub(super) gone: Vec<(Ino, Inode)>,
+    /// Nobody is going to be told: a list has millions.
+    pub(super) unwanted: bool,
 }
 
 impl Effects {
+    pub(super) fn push(&mut self, stale: Stale) {
+        if !self.unwanted {
+            self.stale.push(stale);
+        }
+    }
+
     pub(super) fn name(&mut self, entry: &Entry) {
-        self.stale.push(Stale::Name { folder: entry.parent, name: entry.name.clone() });
-        self.stale.push(Stale::Listing(entry.parent));
+        self.push(Stale::Name { folder: entry.parent, name: entry.name.clone() });
+        self.push(Stale::Listing(entry.parent));
     }
 }
 
