@@ -60,7 +60,7 @@ pub(crate) fn plain(text: &str) -> String {
 
 /// Marks that reorder what is shown around them: a name could pose as another.
 fn is_bidi_control(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Rows under headings, columns as wide as they need; the last one is not padded.

@@ -10,6 +10,7 @@ use crate::catalog::CHANGE_DEADLINE;
 use crate::error::FsError;
 use crate::files::{Answer, Files};
 use crate::mirror::Source;
+use crate::views::is_entrance;
 
 impl Files {
     pub(crate) async fn make_folder(
@@ -24,6 +25,9 @@ impl Files {
 
     pub(crate) async fn remove_folder(&self, parent: Ino, name: &EntryName) -> Result<(), FsError> {
         self.check_in_library(parent)?;
+        if is_entrance(parent, name.as_str()) {
+            return Err(FsError::NotPermitted);
+        }
         self.change(self.catalog.remove_folder(parent, name)).await
     }
 
@@ -92,6 +96,9 @@ impl Files {
         to: (Ino, &EntryName),
         mode: RenameMode,
     ) -> Result<(), FsError> {
+        if self.is_kept_name(from.0, from.1) {
+            return Err(FsError::NotPermitted);
+        }
         let (from, to) = (self.behind(from.0, from.1).await?, self.behind(to.0, to.1).await?);
         let source = match (from.files.source, to.files.source) {
             (one, other) if one == other => one,

@@ -20,6 +20,9 @@ use crate::views::{Seen, View, is_entrance, is_view};
 
 /// The folder of the library for what is stored through a view.
 const INCOMING: &str = "incoming";
+/// Views have the same numbers in each life of the catalogue, and are the same then: the kernel takes
+/// an inode whose generation has changed for another.
+const GENERATION: u64 = 0;
 /// A view may be another at the next look.
 const UNCACHED: Duration = Duration::ZERO;
 
@@ -90,11 +93,12 @@ impl Files {
         attr::of_view(ino, view.takes_uploads(), self.views.since, self.owner)
     }
 
-    fn answer_view(&self, view: &View, generation: u64) -> Answer {
+    fn answer_view(&self, view: &View) -> Answer {
         let ino = view.ino();
         self.mirror.remember(ino, 1);
         self.views.learn(view);
-        Answer { attr: self.attr_of_view(ino, view), generation, lifetime: UNCACHED }
+        let attr = self.attr_of_view(ino, view);
+        Answer { attr, generation: GENERATION, lifetime: UNCACHED }
     }
 
     /// The kernel takes back that it knows an inode, so many times.
@@ -107,10 +111,7 @@ impl Files {
     /// The folder of all views, by its name in the root.
     pub(crate) fn lookup_entrance(&self, parent: Ino, name: &OsStr) -> Option<Answer> {
         let is_it = name.to_str().is_some_and(|name| is_entrance(parent, name));
-        is_it.then(|| {
-            let generation = self.mirror.tree().generation();
-            self.answer_view(&View::all(), generation)
-        })
+        is_it.then(|| self.answer_view(&View::all()))
     }
 
     pub(crate) fn lookup_in_view(&self, view: &View, name: &OsStr) -> Result<Answer, FsError> {
@@ -122,12 +123,16 @@ impl Files {
             let tree = self.mirror.tree();
             let incoming = tree.folder(Ino::ROOT).and_then(|root| root.child(INCOMING));
             let incoming = incoming.filter(|_| view.takes_uploads());
-            let stored = || tree.folder(incoming?)?.child(name).map(Seen::Image);
+            let stored = || {
+                let ino = tree.folder(incoming?)?.child(name)?;
+                // A folder has one place, and that is not here.
+                tree.image(ino).map(|_| Seen::Image(ino))
+            };
             let seen = view.child(&tree, name).or_else(stored);
             (seen, incoming, tree.generation())
         };
         match seen {
-            Some(Seen::View(child)) => Ok(self.answer_view(&child, generation)),
+            Some(Seen::View(child)) => Ok(self.answer_view(&child)),
             Some(Seen::Image(ino)) => {
                 let attr = self.mirror.with(ino, |inode| attr::of(ino, inode, self.owner));
                 let attr = attr.ok_or(FsError::NotFound)?;
@@ -152,15 +157,15 @@ impl Files {
         let tree = self.mirror.tree();
         let generation = tree.generation();
         for (at, name, ino) in [(1, ".", ino), (2, "..", self.views.parent_of(view))] {
-            if at > cookie && add(at, OsStr::new(name), Listed::Dot(ino), generation) {
+            if at > cookie && add(at, OsStr::new(name), Listed::Dot(ino), GENERATION) {
                 return;
             }
         }
         view.list(&tree, cookie.saturating_sub(DOTS), |at, name, seen| {
-            let listed = match &seen {
-                Seen::View(view) => Listed::View(view),
+            let (listed, generation) = match &seen {
+                Seen::View(view) => (Listed::View(view), GENERATION),
                 Seen::Image(ino) => match tree.get(*ino) {
-                    Some(inode) => Listed::Viewed(*ino, inode),
+                    Some(inode) => (Listed::Viewed(*ino, inode), generation),
                     None => return false,
                 },
             };
@@ -201,6 +206,12 @@ impl Files {
             return Err(FsError::NotPermitted);
         }
         Ok(tree.name_of(ino))
+    }
+
+    /// Whether a name in a view is an image's for good: what is shown under it stays so.
+    pub(crate) fn is_kept_name(&self, parent: Ino, name: &EntryName) -> bool {
+        let Some(view) = self.views.at(parent) else { return false };
+        view.child(&self.mirror.tree(), name.as_str()).is_some()
     }
 
     /// The folder for what is stored through views; made where it is missing.

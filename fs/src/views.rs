@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
+use isotope_proto::digest::Sha256;
 use isotope_proto::id::{ContentId, ImageId, Ino, PoolId, VolumeId};
 use isotope_proto::image::Os;
 use isotope_proto::name::{EntryName, VIEWS};
@@ -141,12 +142,12 @@ impl View {
     fn folders(&self, tree: &Tree) -> Option<BTreeSet<String>> {
         Some(match self.path()[..] {
             [] => KINDS.iter().map(|(kind, ..)| (*kind).to_owned()).collect(),
-            ["by-os"] => tree.systems().map(|os| os.family.to_string()).collect(),
+            ["by-os"] => self.systems(tree).map(|os| os.family.to_string()).collect(),
             ["by-os", _] => self.systems(tree).map(|os| folder_name(&os.distribution)).collect(),
             ["by-os", _, _] => self.systems(tree).map(|os| folder_name(&os.version)).collect(),
             ["by-node"] => tree.nodes().map(|node| folder_name(&node.name)).collect(),
             ["by-pool"] => tree.pools().map(|pool| folder_name(&pool.name)).collect(),
-            ["duplicates"] => groups(tree).map(|(name, _)| name).collect(),
+            ["duplicates"] => groups(tree).map(|(sha256, _)| group_name(sha256)).collect(),
             ["proxmox"] => PROXMOX_DIRS.iter().filter_map(|dir| part(dir, 0)).collect(),
             ["proxmox", top] => {
                 let below = PROXMOX_DIRS.iter().filter(|dir| part(dir, 0).as_deref() == Some(top));
@@ -163,7 +164,10 @@ impl View {
         tree.systems().filter(move |os| {
             let own =
                 [os.family.to_string(), folder_name(&os.distribution), folder_name(&os.version)];
+            // Some are those of images alone that have no name here, or that are gone.
+            let mut images = tree.images_after(0);
             own.starts_with(&path)
+                && images.any(|(.., it)| it.flat_name.is_some() && Arc::ptr_eq(&it.os, os))
         })
     }
 
@@ -186,9 +190,7 @@ impl View {
                 let pools: Vec<PoolId> = pools.map(|it| it.id).collect();
                 on(volumes.filter(|it| pools.contains(&it.pool)).map(|it| it.id).collect())
             }
-            ["duplicates", group] => {
-                Shows::Content(groups(tree).find(|(name, _)| name == group)?.1)
-            }
+            ["duplicates", group] => Shows::Content(group_called(tree, group)?),
             _ => return None,
         })
     }
@@ -203,6 +205,9 @@ impl View {
 
     /// What a name in it leads to.
     pub(crate) fn child(&self, tree: &Tree, name: &str) -> Option<Seen> {
+        if self.path()[..] == ["duplicates"] {
+            return group_called(tree, name).map(|_| Seen::View(self.below(name)));
+        }
         if let Some(folders) = self.folders(tree) {
             return folders.contains(name).then(|| Seen::View(self.below(name)));
         }
@@ -269,14 +274,27 @@ fn part(path: &str, n: usize) -> Option<String> {
     path.split('/').nth(n).map(str::to_owned)
 }
 
-/// The contents that several images have, each with the name of its folder.
-fn groups(tree: &Tree) -> impl Iterator<Item = (String, ContentId)> {
+/// The contents that several images have.
+fn groups(tree: &Tree) -> impl Iterator<Item = (Sha256, ContentId)> {
     tree.shared_contents().filter_map(|images| {
         let image = tree.image(*images.first()?)?;
-        let mut digits = image.hashes?.sha256.to_string();
-        digits.truncate(GROUP_DIGITS);
-        Some((digits, image.content))
+        Some((image.hashes?.sha256, image.content))
     })
+}
+
+/// The name of a group's folder.
+fn group_name(sha256: Sha256) -> String {
+    let mut digits = sha256.to_string();
+    digits.truncate(GROUP_DIGITS);
+    digits
+}
+
+/// The group whose folder is called so. There may be many: bytes are compared, not texts.
+fn group_called(tree: &Tree, name: &str) -> Option<ContentId> {
+    let begins = u64::from_str_radix(name, 16).ok().filter(|_| name.len() == GROUP_DIGITS)?;
+    let mut found =
+        groups(tree).filter(|(sha256, _)| sha256.as_bytes().starts_with(&begins.to_be_bytes()));
+    found.find(|(sha256, _)| group_name(*sha256) == name).map(|(_, content)| content)
 }
 
 /// Whether it is the name, in the root of the library, under which the views are found.
@@ -288,7 +306,7 @@ pub(crate) fn is_entrance(parent: Ino, name: &str) -> bool {
 mod tests {
     use isotope_proto::change::Record;
     use isotope_proto::cluster::{Node, Pool, Sight, Volume};
-    use isotope_proto::digest::{Blake3, Sha256};
+    use isotope_proto::digest::Blake3;
     use isotope_proto::id::{Incarnation, NodeId, Revision};
     use isotope_proto::image::{Hashes, Image, ImageFormat, OsFamily, Replica, Stamp};
     use isotope_proto::name::VolumePath;

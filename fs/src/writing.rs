@@ -62,9 +62,15 @@ impl Files {
     ) -> Result<(Arc<Upload>, u64), FsError> {
         let behind = self.behind(parent, name).await?;
         let upload = behind.files.begin_upload(behind.at(), mode, None).await?;
-        self.mirror.remember(upload.draft.ino, 1);
         let opener = thread_group(task);
-        let writer = Writer::open(upload.draft.ino, opener, Some(Arc::clone(&upload)))?;
+        let writer = match Writer::open(upload.draft.ino, opener, Some(Arc::clone(&upload))) {
+            Ok(writer) => writer,
+            Err(error) => {
+                self.uploads.give_up(&upload).await;
+                return Err(error);
+            }
+        };
+        self.mirror.remember(upload.draft.ino, 1);
         Ok((upload, self.handles.open_for_writing(writer)))
     }
 
@@ -97,7 +103,11 @@ impl Files {
         // One that was begun before, and left empty or by this program.
         if let Some(begun) = self.uploads.named(parent, name.as_str()) {
             writer.attach(Arc::clone(&begun))?;
-            return begun.truncate(0).await;
+            return match begun.truncate(0).await {
+                // Another thread's close came first.
+                Err(_) if begun.is_over() => Err(FsError::InUse),
+                truncated => truncated,
+            };
         }
         writer.attach(self.begin_upload((parent, &name), mode, Some(ino)).await?)
     }
@@ -202,6 +212,9 @@ impl Files {
 
     /// What is stored when somebody asks for a mode.
     pub(crate) fn mode_to_store(&self, ino: Ino, asked: u32, task: u32) -> Result<u32, FsError> {
+        if self.views.at(ino).is_some() {
+            return Err(FsError::NotPermitted);
+        }
         let (kind, before) = match self.written_by(ino, task) {
             Some(upload) => (attr::FileType::RegularFile, upload.shown().mode),
             None => self.mirror.with(ino, attr::kind_and_mode).ok_or(FsError::Stale)?,
@@ -219,10 +232,9 @@ impl Files {
         task: u32,
     ) -> Result<(FileAttr, Duration), FsError> {
         if let Some(view) = self.views.at(ino) {
-            // To give it to whom it belongs is no change.
-            let is_none = set == Attributes::default();
+            // It has no time of its own; whoever copies into it sets that at last.
             let attr = (self.attr_of_view(ino, &view), Duration::ZERO);
-            return if is_none { Ok(attr) } else { Err(FsError::NotPermitted) };
+            return if set.mode.is_none() { Ok(attr) } else { Err(FsError::NotPermitted) };
         }
         self.may_change()?;
         if let Some(size) = size {

@@ -140,7 +140,14 @@ impl From<Status> for Refusal {
                 | Code::Internal
                 | Code::DataLoss => Reason::Storage,
             });
-        Self::new(reason, status.message())
+        let text = match status.message() {
+            // tonic's own words, of a deadline that has passed here.
+            "Timeout expired" => {
+                "no answer in time; what was asked is stopped or overloaded, or the network is down"
+            }
+            text => text,
+        };
+        Self::new(reason, text)
     }
 }
 

@@ -112,6 +112,10 @@ pub(super) fn cmd_connect(args: &ConnectArgs, context: &Context) -> anyhow::Resu
     if to.apply {
         return apply(&plan, &at(to));
     }
+    let dir = at(to);
+    if !our_mounts().contains(&dir) {
+        output::note(&format!("note: the library is not mounted on {} here now", dir.display()));
+    }
     match context.format {
         Format::Json => output::json(&plan),
         Format::Text => {

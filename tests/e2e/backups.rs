@@ -59,6 +59,8 @@ fn a_backup_made_while_changes_go_on_brings_the_library_back() {
     let restored: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(restored["kept"], text(&state.join("catalog.db.before-restore-1")));
 
+    // A view is the same in each life: whoever has it open looks into it as before.
+    let view = fs::File::open(mnt.join(".views/flat")).expect("opened");
     let (_catalog, _) = world.catalog_on(url.trim_start_matches("http://"));
     // The same mount, which never went away.
     eventually("the old name", || mnt.join("mine/first.iso").exists());
@@ -66,6 +68,9 @@ fn a_backup_made_while_changes_go_on_brings_the_library_back() {
     assert!(!mnt.join("mine/second.iso").exists() && !mnt.join("later").exists());
     eventually("its bytes", || fs::read(mnt.join("other/new.iso")).is_ok_and(|it| it == bytes));
     holds(mnt.join("mine/first.iso"), &pattern("a.iso", 300_000));
+    assert!(fs::metadata(mnt.join(".views/flat/new.iso")).is_ok());
+    let kept = rustix::fs::Dir::read_from(&view).expect("opened").filter_map(Result::ok);
+    assert!(kept.map(|it| it.file_name().to_owned()).any(|it| it.as_c_str() == c"new.iso"));
     let after = world.json(&url, &["status"]);
     assert_ne!(before["incarnation"], after["incarnation"]);
     // A number that the lost time may have given out is not given out again.

@@ -21,6 +21,8 @@ use crate::config::{self, Settings};
 use crate::exit::{self, MountCode, Usage};
 use crate::output;
 
+/// Where a catalogue listens unless told otherwise.
+const PORT: u16 = 7430;
 /// Waiting for a catalogue that is away, where the options say nothing. systemd gives a mount 90 s,
 /// and a boot should not wait long for what may not come.
 pub(super) const WAIT: Duration = Duration::from_secs(30);
@@ -163,7 +165,12 @@ fn catalog(source: &str) -> Option<String> {
         "none" | "isotope" => None,
         _ if source.contains("://") => Some(source.to_owned()),
         // As findmnt shows a mount without a source of its own.
-        _ => Some(format!("http://{}", source.strip_prefix("isotope:").unwrap_or(source))),
+        _ => {
+            let address = source.strip_prefix("isotope:").unwrap_or(source);
+            // Nobody serves a catalogue on HTTP's own port.
+            let port = if address.contains(':') { String::new() } else { format!(":{PORT}") };
+            Some(format!("http://{address}{port}"))
+        }
     }
 }
 
@@ -280,6 +287,8 @@ mod tests {
             ("isotope", None),
             ("10.0.0.1:7430", Some("http://10.0.0.1:7430")),
             ("isotope:10.0.0.1:7430", Some("http://10.0.0.1:7430")),
+            ("host-a", Some("http://host-a:7430")),
+            ("host-a:80", Some("http://host-a:80")),
             ("http://isos:7430", Some("http://isos:7430")),
             ("https://isos:7430", Some("https://isos:7430")),
         ] {

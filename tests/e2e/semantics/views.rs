@@ -80,6 +80,7 @@ fn views_show_the_same_images_otherwise() {
     assert_eq!(errno(fs::rename(&file, mount.join("z.iso"))), EPERM);
     assert_eq!(errno(fs::hard_link(&file, flat.join("z.iso"))), EPERM);
     assert_eq!(errno(fs::remove_dir(&flat)), EPERM);
+    assert_eq!(errno(fs::remove_dir(&views)), EPERM);
     assert_eq!(errno(fs::rename(mount.join("linux"), &views)), EPERM);
     let made = world.run(&["--server", &url, "mkdir", "/.views"]);
     assert_eq!(made.status.code(), Some(4));
@@ -133,6 +134,18 @@ fn what_is_stored_through_the_proxmox_view_comes_to_incoming() {
     fs::rename(&part, iso.join("big.iso")).expect("renamed");
     assert!(names(&iso).contains("big.iso") && mount.join("incoming/big.iso").exists());
     assert!(!mount.join("incoming/big.iso.tmp_dwnl.4711").exists());
+    // What is shown keeps its name, and folders are not shown.
+    assert_eq!(errno(fs::rename(iso.join("big.iso"), iso.join("other.iso"))), EPERM);
+    fs::create_dir(mount.join("incoming/folder")).expect("made");
+    assert_eq!(errno(fs::metadata(iso.join("folder"))), ENOENT);
+    fs::remove_dir(mount.join("incoming/folder")).expect("removed");
+    // Whoever copies a directory into it sets its times at last.
+    let now = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+    let flags = rustix::fs::AtFlags::empty();
+    rustix::fs::utimensat(rustix::fs::CWD, &iso, &times, flags).expect("no complaint");
+    let chmod = fs::set_permissions(&iso, std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    assert_eq!(errno(chmod), EPERM);
     // And removes what it shows.
     fs::remove_file(iso.join("big.iso")).expect("removed");
     fs::remove_file(iso.join("a.iso")).expect("removed");
