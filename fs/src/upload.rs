@@ -54,6 +54,8 @@ pub(crate) struct Upload {
     /// The first write that failed.
     failed: Mutex<Option<FsError>>,
     /// How it ended; whoever asks for the end waits for the one that brings it about.
+    /// It is being published, or given up: nothing more comes into it.
+    ending: AtomicBool,
     end: OnceCell<Result<(), FsError>>,
 }
 
@@ -116,6 +118,7 @@ impl Upload {
             unlinked: AtomicBool::new(false),
             set: Mutex::new(set),
             failed: Mutex::default(),
+            ending: AtomicBool::new(false),
             end: OnceCell::new(),
         }
     }
@@ -194,6 +197,10 @@ impl Upload {
         }
     }
 
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.end.initialized()
     }
@@ -266,6 +273,16 @@ impl Upload {
         Ok(())
     }
 
+    /// As an `open(O_TRUNC)` has it. Another thread may be closing it, and come first.
+    pub(crate) async fn empty(&self) -> Result<(), FsError> {
+        if self.is_ending() {
+            return Err(FsError::InUse);
+        }
+        self.truncate(0)
+            .await
+            .map_err(|error| if self.is_ending() { FsError::InUse } else { error })
+    }
+
     pub(crate) async fn truncate(&self, size_bytes: u64) -> Result<(), FsError> {
         // A new file is empty, and asked to be so by every O_TRUNC.
         if size_bytes == 0 && !self.is_written() {
@@ -306,6 +323,7 @@ impl Upload {
     /// Publishes it, once; everybody who asks hears how that ended. A failed file is given up
     /// before the error is told, so that nothing appears after it.
     pub(crate) async fn commit(self: &Arc<Self>) -> Result<(), FsError> {
+        self.ending.store(true, Ordering::Relaxed);
         // A task of its own: whoever asked may be interrupted, and this must not stop half way.
         let this = Arc::clone(self);
         let ended = tokio::spawn(async move {
@@ -360,6 +378,7 @@ impl Upload {
 
     /// Gives it up, unless it is over.
     pub(crate) async fn give_up(self: &Arc<Self>) {
+        self.ending.store(true, Ordering::Relaxed);
         let this = Arc::clone(self);
         let given_up = tokio::spawn(async move {
             let abort = || async {

@@ -103,11 +103,7 @@ impl Files {
         // One that was begun before, and left empty or by this program.
         if let Some(begun) = self.uploads.named(parent, name.as_str()) {
             writer.attach(Arc::clone(&begun))?;
-            return match begun.truncate(0).await {
-                // Another thread's close came first.
-                Err(_) if begun.is_over() => Err(FsError::InUse),
-                truncated => truncated,
-            };
+            return begun.empty().await;
         }
         writer.attach(self.begin_upload((parent, &name), mode, Some(ino)).await?)
     }
@@ -277,6 +273,7 @@ impl Files {
             }
             match self.uploads.get(ino) {
                 Some(upload) if upload.holders.has_another(group) => Err(FsError::InUse),
+                Some(upload) if size == 0 => upload.empty().await,
                 Some(upload) => upload.truncate(size).await,
                 None if size == 0 => self.begin_replacing(ino, group).await,
                 None => Err(FsError::NotPermitted),

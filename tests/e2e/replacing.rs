@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::{EBUSY, EEXIST, ENOENT, EPERM, ETXTBSY};
 
-use crate::harness::{errno, eventually, pattern, same_bytes, walk};
+use crate::harness::{World, errno, eventually, holds, pattern, same_bytes, walk};
 use crate::library::{EMPTY, Library, whole};
 
 /// More than the kernel reads ahead.
@@ -416,4 +417,32 @@ os.close(fd)";
     let (first_won, second_won) = (first.ends() == 0, second.ends() == 0);
     assert!(first_won != second_won, "first {first_won}, second {second_won}");
     library.stores("file.iso", &if first_won { whole() } else { vec![b'2'; 1_100_000] });
+}
+
+#[test]
+fn threads_that_store_under_one_name_hear_that_it_is_busy() {
+    let world = World::new();
+    let pool = world.pool("isos", &[]);
+    let (_up, _, mount) = world.up(&[&pool]);
+    let path = mount.join("x.iso");
+    let until = Instant::now() + Duration::from_secs(2);
+    let stored = || {
+        let mut stored = 0;
+        while Instant::now() < until {
+            match fs::write(&path, [1; 1000]) {
+                Ok(()) => stored += 1,
+                // Its name, or what it opened, was another thread's at that moment.
+                Err(error) if [Some(EBUSY), Some(EPERM)].contains(&error.raw_os_error()) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        stored
+    };
+    let all: usize = std::thread::scope(|scope| {
+        let threads = [scope.spawn(stored), scope.spawn(stored)];
+        threads.map(|it| it.join().expect("no other error")).iter().sum()
+    });
+    assert!(all > 0);
+    eventually("what was stored last", || fs::write(&path, [2; 500]).is_ok());
+    holds(&path, &[2; 500]);
 }
