@@ -200,7 +200,7 @@ impl Files {
         // From before it shows: who removes it at once leaves it to the kernel.
         self.mirror.remember(ino, 1);
         let settled = timeout_at(deadline, self.mirror.settle(&change, self.source)).await;
-        let shown = settled.ok().and_then(|()| self.made(ino, (parent, name)));
+        let shown = settled.ok().and_then(|()| self.made(&change, ino, (parent, name)));
         if shown.is_none() {
             self.mirror.forget(ino, 1);
         }
@@ -208,13 +208,15 @@ impl Files {
         shown.ok_or(FsError::TimedOut)
     }
 
-    fn made(&self, ino: Ino, (parent, name): (Ino, &EntryName)) -> Option<Answer> {
+    fn made(&self, change: &Change, ino: Ino, (parent, name): (Ino, &EntryName)) -> Option<Answer> {
         let tree = self.mirror.tree();
         let leads_to_it =
             tree.folder(parent).is_some_and(|it| it.child(name.as_str()) == Some(ino));
         let generation = tree.generation();
         drop(tree);
-        let attr = self.mirror.with(ino, |inode| attr::of(ino, inode, self.owner))?;
+        let attr = |inode: &Inode| attr::of(ino, inode, self.owner);
+        let removed = || self.mirror.keep_removed(change, ino).as_ref().map(attr);
+        let attr = self.mirror.with(ino, attr).or_else(removed)?;
         // Told of another name already, the kernel must not keep this one.
         let lifetime = if leads_to_it { LIFETIME } else { Duration::ZERO };
         Some(Answer { attr, generation, lifetime })

@@ -218,6 +218,17 @@ impl Mirror {
         is_forgotten
     }
 
+    /// What a change made for the kernel, and others removed before it could be told.
+    pub(crate) fn keep_removed(&self, change: &Change, ino: Ino) -> Option<Inode> {
+        let made = {
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            tree.as_changed(change, ino)?
+        };
+        let ghost = unlinked(&made);
+        self.held().ghosts.insert(ino, ghost.clone());
+        Some(ghost)
+    }
+
     fn keep_ghosts(&self, gone: &[(Ino, Inode)]) {
         let mut held = self.held();
         for (ino, inode) in gone {

@@ -332,6 +332,21 @@ impl Tree {
         self.inodes.set_aliases(ino, after.flat_names.get(1..).unwrap_or_default());
     }
 
+    /// An inode as a change left it, whatever became of it since.
+    pub(crate) fn as_changed(&mut self, change: &Change, ino: Ino) -> Option<Inode> {
+        change.deltas.iter().find_map(|delta| match delta {
+            Delta::Folder(edit) => {
+                let folder = edit.after().filter(|it| it.ino == ino)?;
+                Some(Inode::Folder(Box::new(FolderNode::new(folder))))
+            }
+            Delta::Image(edit) => {
+                let image = edit.after().filter(|it| it.ino == ino)?;
+                Some(Inode::Image(self.image_node(image)))
+            }
+            _ => None,
+        })
+    }
+
     fn image_node(&mut self, image: &Image) -> ImageNode {
         // What is known to be rotten is no place to read from.
         let sound = image.replicas.iter().filter(|replica| !replica.is_rotten());

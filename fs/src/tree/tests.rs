@@ -217,3 +217,17 @@ fn space_counts_each_file_system_once() {
     let room = Room { capacity_bytes: 200, free_bytes: 80, available_bytes: 60 };
     assert_eq!(tree.space(), room);
 }
+
+#[test]
+fn what_a_change_made_is_known_although_it_was_removed_since() {
+    let mut tree = tree();
+    let made = change(6, vec![Delta::Folder(Edit::Made(folder(30)))]);
+    assert!(matches!(tree.apply(&made), Applied::Now { .. }));
+    assert!(matches!(
+        tree.apply(&change(7, vec![Delta::Folder(Edit::Removed(folder(30)))])),
+        Applied::Now { .. }
+    ));
+    assert!(tree.get(Ino(30)).is_none());
+    assert!(matches!(tree.as_changed(&made, Ino(30)), Some(Inode::Folder(_))));
+    assert_eq!(tree.as_changed(&made, Ino(31)), None);
+}
