@@ -70,6 +70,7 @@ impl HostService for Hosts {
         &self,
         _: Request<pb::ReconnectRequest>,
     ) -> Result<Response<pb::ReconnectReply>, Status> {
+        info!("asked to connect to the catalogue now");
         self.0.wake.notify_one();
         Ok(Response::new(pb::ReconnectReply { node_id: self.0.node.into() }))
     }
