@@ -310,7 +310,7 @@ impl Filesystem for Adapter {
         let files = self.files.clone();
         self.runtime.spawn(async move {
             let read = match open {
-                Open::Reading(handle) => handle.read(offset, size).await,
+                Open::Reading(reader) => reader.read(offset, size).await,
                 Open::Looking(upload) => files.look(&upload, offset, size).await,
                 Open::Writing(writer) => files.read_through(&writer, offset, size).await,
             };

@@ -28,6 +28,7 @@ mod notify;
 pub mod options;
 mod process;
 mod read_ahead;
+mod reader;
 mod recorder;
 mod recording;
 mod remote;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use isotope_proto::id::Ino;
 
 use crate::error::FsError;
-use crate::handle::Handle;
 use crate::process::{dies_badly, thread_group};
+use crate::reader::Reader;
 use crate::upload::Upload;
 
 /// What a close, or the last one, means for the file.
@@ -65,7 +65,7 @@ pub(crate) struct Writer {
     /// Held by the one who begins it.
     pub(crate) beginning: tokio::sync::Mutex<()>,
     /// Reads the finished image.
-    pub(crate) reader: OnceLock<Arc<Handle>>,
+    pub(crate) reader: OnceLock<Arc<Reader>>,
     /// The kernel's name for the table of open files of whoever wrote last; 0 before.
     lock_owner: AtomicU64,
     opener_closed: AtomicBool,

@@ -18,9 +18,9 @@ use crate::attr::{self, FileAttr};
 use crate::catalog::CHANGE_DEADLINE;
 use crate::error::FsError;
 use crate::files::{Files, LIFETIME};
-use crate::handle::Handle;
 use crate::mirror::Source;
 use crate::process::thread_group;
+use crate::reader::Reader;
 use crate::tree::Inode;
 use crate::upload::{Stored, Upload, WriteAt};
 use crate::writer::{Made, Verdict, Writer};
@@ -303,7 +303,7 @@ impl Files {
         offset: u64,
         size: u32,
     ) -> Result<Bytes, FsError> {
-        let reader: Arc<Handle> = match writer.reader.get().filter(|it| it.ino() == ino) {
+        let reader: Arc<Reader> = match writer.reader.get().filter(|it| it.ino() == ino) {
             Some(reader) => Arc::clone(reader),
             None => {
                 let reader = self.handles.reader(ino)?;
