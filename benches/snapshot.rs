@@ -155,6 +155,13 @@ impl FeedService for Scripted {
     async fn hold(&self, _: Request<pb::HoldRequest>) -> Result<Response<pb::HoldReply>, Status> {
         Ok(Response::new(pb::HoldReply {}))
     }
+
+    async fn report_wrong_copy(
+        &self,
+        _: Request<pb::ReportWrongCopyRequest>,
+    ) -> Result<Response<pb::ReportWrongCopyReply>, Status> {
+        Ok(Response::new(pb::ReportWrongCopyReply {}))
+    }
 }
 
 /// Serves until it is dropped.

@@ -164,7 +164,7 @@ fn refusal_code(reason: Reason) -> u8 {
         | Reason::Malformed
         | Reason::OutOfRange => USAGE,
         Reason::NotPermitted | Reason::ReadOnly => NOT_PERMITTED,
-        Reason::Replaced => INTEGRITY,
+        Reason::Replaced | Reason::WrongBytes => INTEGRITY,
         Reason::Busy | Reason::Unavailable | Reason::TimedOut => UNAVAILABLE,
         Reason::Storage | Reason::NoSpace | Reason::QuotaExceeded | Reason::TooLarge => FAILURE,
     }

@@ -42,11 +42,7 @@ pub(crate) async fn read(
 ) -> Result<Pieces, Refusal> {
     let open = tokio::task::spawn_blocking(move || open(&volume, node, image));
     let (file, stamp) = open.await.map_err(|error| failed(&error))??;
-    if range.end() > stamp.size_bytes {
-        let text =
-            format!("{image} has {} bytes; {} were asked for", stamp.size_bytes, range.end());
-        return Err(Refusal::new(Reason::OutOfRange, text));
-    }
+    within(range, image, stamp)?;
     let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
     tokio::task::spawn_blocking(move || {
         let mut at = range.start();
@@ -62,7 +58,20 @@ pub(crate) async fn read(
     Ok(receiver)
 }
 
-fn open(volume: &Volume, node: NodeId, image: ImageId) -> Result<(File, Stamp), Refusal> {
+pub(crate) fn within(range: ByteRange, image: ImageId, stamp: Stamp) -> Result<(), Refusal> {
+    if range.end() <= stamp.size_bytes {
+        return Ok(());
+    }
+    let text = format!("{image} has {} bytes; {} were asked for", stamp.size_bytes, range.end());
+    Err(Refusal::new(Reason::OutOfRange, text))
+}
+
+/// The image's file, wherever it lies now, with the stamp that it was found to have.
+pub(crate) fn open(
+    volume: &Volume,
+    node: NodeId,
+    image: ImageId,
+) -> Result<(File, Stamp), Refusal> {
     let offline = |reason| Refusal::new(Reason::Unavailable, reason);
     let root = volume.root().map_err(offline)?;
     open_known(volume, &root, image).or_else(|refusal| {
@@ -116,12 +125,23 @@ fn open_named(root: &OwnedFd, node: NodeId, image: ImageId) -> Option<(File, Sta
 
 fn read_piece(file: &File, stamp: Stamp, at: u64, len: u64) -> Result<Bytes, Refusal> {
     let mut piece = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-    file.read_exact_at(&mut piece, at).map_err(|error| match error.kind() {
+    read_whole(file, stamp, at, &mut piece)?;
+    Ok(piece.into())
+}
+
+/// Fills `piece` with what the file has from `at` on, if it is still the one with that stamp.
+pub(crate) fn read_whole(
+    file: &File,
+    stamp: Stamp,
+    at: u64,
+    piece: &mut [u8],
+) -> Result<(), Refusal> {
+    file.read_exact_at(piece, at).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => replaced(),
         _ => failed(&error),
     })?;
     let now = rustix::fs::fstat(file).map_err(|error| failed(&error))?;
-    if stamp_of(&now) == stamp { Ok(piece.into()) } else { Err(replaced()) }
+    if stamp_of(&now) == stamp { Ok(()) } else { Err(replaced()) }
 }
 
 fn replaced() -> Refusal {

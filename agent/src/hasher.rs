@@ -3,7 +3,7 @@
 //! What was found is kept in the index until the catalogue has confirmed it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use isotope_proto::id::ImageId;
@@ -200,6 +200,7 @@ impl Hasher {
         let scrub_every = self.hashing.scrub_every;
         let found = tokio::task::spawn_blocking(move || {
             let mut jobs = unhashed(&volume);
+            jobs.extend(treeless(&volume));
             if after_a_look {
                 jobs.extend(touched(&volume));
             }
@@ -313,6 +314,26 @@ fn unhashed(volume: &Volume) -> Vec<Job> {
         why: Why::New,
     };
     waiting.map(job).collect()
+}
+
+/// The tree of an image's file is missing: it is hashed once more to make it.
+pub(crate) fn hash_anew(volume: &Volume, image: ImageId) {
+    let mut treeless = volume.treeless.lock().unwrap_or_else(PoisonError::into_inner);
+    if treeless.insert(image) {
+        warn!(%image, volume = %volume.id, "a file's hash tree is missing; it is made anew");
+        volume.hashing.notify_one();
+    }
+}
+
+fn treeless(volume: &Volume) -> Vec<Job> {
+    let images =
+        std::mem::take(&mut *volume.treeless.lock().unwrap_or_else(PoisonError::into_inner));
+    let index = volume.index();
+    let job = |image| {
+        let (path, stamp) = index.locate(image)?;
+        Some(Job { image, path: path.clone(), stamp, why: Why::New })
+    };
+    images.into_iter().filter_map(job).collect()
 }
 
 /// Hashed files whose ctime is another than it was: their bytes may be, too.

@@ -5,6 +5,7 @@
 //! [`Config`] → [`Agent::build`] (opens the volumes, binds the port) → [`Agent::serve`].
 
 mod bytes;
+mod channel;
 mod clock;
 mod content;
 pub mod digest;
@@ -22,6 +23,7 @@ mod kept_log;
 mod layout;
 mod library;
 mod library_log;
+mod listener;
 mod lookout;
 mod marker;
 mod outboards;
@@ -55,7 +57,6 @@ use isotope_proto::cluster::Node;
 use isotope_proto::id::BootId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Uri};
 use tracing::{info, warn};
 
@@ -196,8 +197,9 @@ impl Agent {
             }
         };
         let stopped = stop.clone();
+        let incoming = listener::listen(self.listener, self.host.clone(), stop.clone());
         let server = service::server(self.host, passing).serve_with_incoming_shutdown(
-            incoming(self.listener),
+            incoming,
             async move {
                 stopped.cancelled().await;
             },
@@ -232,12 +234,6 @@ fn check(
     Ok(all)
 }
 
-/// Answers of one small frame must not wait for the acknowledgement of the last; the server's own
-/// setting of this is only for listeners that it bound itself.
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
 /// Others cannot reach "any address"; they can try the name.
 fn advertised(address: SocketAddr, name: &str) -> String {
     if address.ip().is_unspecified() {
@@ -250,8 +246,6 @@ fn advertised(address: SocketAddr, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use tokio_stream::StreamExt;
 
     use super::*;
 
@@ -298,15 +292,5 @@ mod tests {
         // Known now, it is still found under its other name.
         let built = Agent::build(config(dir.path(), free, &["good", "alias"])).await;
         assert!(matches!(built.err(), Some(AgentError::Twice { .. })));
-    }
-
-    #[tokio::test]
-    async fn small_answers_are_sent_at_once() {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = TcpListener::bind(any).await.expect("bound");
-        let address = listener.local_addr().expect("an address");
-        let _client = tokio::net::TcpStream::connect(address).await.expect("connected");
-        let accepted = incoming(listener).next().await.expect("one").expect("accepted");
-        assert!(accepted.nodelay().expect("asked"));
     }
 }

@@ -60,7 +60,7 @@ struct Content {
 }
 
 /// Whether somebody else may know better where the file is.
-fn is_unknown(refusal: &Refusal) -> bool {
+pub(crate) fn is_unknown(refusal: &Refusal) -> bool {
     matches!(refusal.reason, Reason::NotFound | Reason::Unavailable | Reason::Replaced)
 }
 
@@ -92,7 +92,7 @@ impl ContentService for Content {
 }
 
 /// Says nothing of the image: whoever asks may know an address that was another agent's before.
-fn not_here(volume: VolumeId) -> Refusal {
+pub(crate) fn not_here(volume: VolumeId) -> Refusal {
     Refusal::new(Reason::Unavailable, format!("volume {volume} is not on this node"))
 }
 

@@ -1,6 +1,6 @@
 //! A volume held open: every open stays beneath its root, whatever its names and links say.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -57,6 +57,8 @@ pub(crate) struct Volume {
     looks: AtomicU64,
     /// There may be something to hash, or to tell of hashes.
     pub(crate) hashing: Arc<Notify>,
+    /// Images whose trees are asked for and missing: `hasher.rs` makes them anew.
+    pub(crate) treeless: Mutex<BTreeSet<ImageId>>,
     /// Cancelled when the volume is no longer this agent's.
     pub(crate) left: CancellationToken,
 }
@@ -86,6 +88,7 @@ impl Volume {
             writable: Writable::default(),
             looks: AtomicU64::new(0),
             hashing: Arc::default(),
+            treeless: Mutex::default(),
             left: CancellationToken::new(),
         };
         volume.read_index();

@@ -48,6 +48,7 @@ use crate::nodes::Nodes;
 use crate::scans::Scans;
 pub use crate::store::{BackupInfo, OpenError, RestoreError, Restored, check_backup};
 use crate::store::{Committed, Store, Verb};
+use crate::verifying::Suspects;
 
 /// How long open streams get to end after a stop was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(3);
@@ -83,6 +84,7 @@ struct Core {
     keepers: Arc<Keepers>,
     scans: Arc<Scans>,
     leases: Arc<Leases>,
+    suspects: Arc<Suspects>,
     /// Moves whenever agents may have something to do with files.
     tasks: Arc<watch::Sender<u64>>,
     shutdown: CancellationToken,
@@ -133,7 +135,8 @@ impl Catalog {
         let leases = Arc::new(Leases::new(Instant::now()));
         let tasks = Arc::new(watch::Sender::new(0));
         let keepers = Arc::new(Keepers::default());
-        let core = Core { store, feed, nodes, keepers, scans, leases, tasks, shutdown };
+        let suspects = Arc::default();
+        let core = Core { store, feed, nodes, keepers, scans, leases, suspects, tasks, shutdown };
         Ok(Self { listener, address, core, scan_every: config.scan_every })
     }
 

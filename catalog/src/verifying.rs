@@ -2,7 +2,8 @@
 //! volume's files are read one after another, by a node that sees it; different volumes at the same
 //! time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use isotope_proto::cluster::{Node, Pool, Volume};
 use isotope_proto::id::{ImageId, NodeId, VolumeId};
@@ -10,7 +11,7 @@ use isotope_proto::image::Image;
 use isotope_proto::pb::{self, verify_event};
 use isotope_proto::refusal::{Reason, Refusal};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::Core;
 use crate::hosts::Host;
@@ -20,10 +21,15 @@ use crate::placement::{Choice, choose};
 /// Events that wait for a slow listener; then the run waits.
 const EVENTS_MAX: usize = 32;
 
+/// Suspect files read at once; whoever meets another one reports it again.
+const SUSPECTS_MAX: usize = 16;
+
 /// Which files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum What {
     Image(ImageId),
+    /// An image's file on one volume.
+    Copy(ImageId, VolumeId),
     Pool(String),
     Everything,
 }
@@ -56,13 +62,17 @@ struct Known {
 
 /// Begins to verify; what happens comes through the channel, which ends when all is done.
 pub(crate) async fn begin(core: &Core, what: What) -> Result<mpsc::Receiver<Event>, Refusal> {
+    let only = match what {
+        What::Copy(_, volume) => Some(volume),
+        What::Image(_) | What::Pool(_) | What::Everything => None,
+    };
     let (known, images) = core
         .store
         .read(move |rows| {
             let known =
                 Known { pools: rows.pools()?, volumes: rows.volumes()?, nodes: rows.nodes()? };
             let ids = match &what {
-                What::Image(id) => vec![*id],
+                What::Image(id) | What::Copy(id, _) => vec![*id],
                 What::Pool(name) => {
                     let pool = pool_called(&known.pools, name)?.id;
                     rows.image_ids_in(pool)?
@@ -80,7 +90,7 @@ pub(crate) async fn begin(core: &Core, what: What) -> Result<mpsc::Receiver<Even
             };
             Ok(image.replicas.into_iter().map(|it| it.volume).collect::<Vec<_>>())
         });
-        for volume in volumes.await? {
+        for volume in volumes.await?.into_iter().filter(|it| only.is_none_or(|only| only == *it)) {
             by_volume.entry(volume).or_default().push(id);
         }
     }
@@ -90,6 +100,44 @@ pub(crate) async fn begin(core: &Core, what: What) -> Result<mpsc::Receiver<Even
         tokio::spawn(run.all(images));
     }
     Ok(stream)
+}
+
+/// A mount got wrong bytes from a file: that is read whole where it lies, and what is found told as
+/// always. A file that is being looked at already is not looked at twice.
+pub(crate) fn suspect(core: &Core, image: ImageId, volume: VolumeId) {
+    if !core.suspects.begin(image, volume) {
+        return;
+    }
+    let core = core.clone();
+    tokio::spawn(async move {
+        match begin(&core, What::Copy(image, volume)).await {
+            Ok(mut events) => while events.recv().await.is_some() {},
+            Err(refusal) => {
+                warn!(%image, %volume, reason = %refusal, "a suspect file cannot be read");
+            }
+        }
+        core.suspects.end(image, volume);
+    });
+}
+
+/// Files that are being read whole because somebody got wrong bytes from them.
+#[derive(Default)]
+pub(crate) struct Suspects(Mutex<HashSet<(ImageId, VolumeId)>>);
+
+impl Suspects {
+    fn lock(&self) -> MutexGuard<'_, HashSet<(ImageId, VolumeId)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False if it is being read already, or too many are.
+    fn begin(&self, image: ImageId, volume: VolumeId) -> bool {
+        let mut all = self.lock();
+        all.len() < SUSPECTS_MAX && all.insert((image, volume))
+    }
+
+    fn end(&self, image: ImageId, volume: VolumeId) {
+        self.lock().remove(&(image, volume));
+    }
 }
 
 /// The files of one volume.

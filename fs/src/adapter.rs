@@ -22,6 +22,7 @@ use crate::attr::{self, Owner};
 use crate::error::FsError;
 use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
+use crate::prefetch::Begun;
 use crate::reply::{self, or_reply, parse};
 use crate::upload::WriteAt;
 use crate::{READ_REQUEST_BYTES, clock, errno, xattr};
@@ -46,6 +47,14 @@ impl Adapter {
     {
         let change = change(self.files.clone());
         self.runtime.spawn(async move { reply::empty(reply, change.await) });
+    }
+
+    /// Answers a read when its bytes are there.
+    fn deliver<R>(&self, reply: ReplyData, read: R)
+    where
+        R: Future<Output = Result<Bytes, FsError>> + Send + 'static,
+    {
+        self.runtime.spawn(async move { reply::data(reply, read.await) });
     }
 
     /// The same for a change that makes a name, which the answer shows.
@@ -307,21 +316,21 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let open = or_reply!(reply, self.files.handles.get(fh.0));
+        // What is fetched ahead is fetched by the runtime's threads.
+        let _runtime = self.runtime.enter();
         let files = self.files.clone();
-        self.runtime.spawn(async move {
-            let read = match open {
-                Open::Reading(reader) => reader.read(offset, size).await,
-                Open::Looking(upload) => files.look(&upload, offset, size).await,
-                Open::Writing(writer) => files.read_through(&writer, offset, size).await,
-            };
-            match read {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => {
-                    debug!(%error, offset, size, "read failed");
-                    reply.error(errno::of(&error));
-                }
+        match open {
+            Open::Reading(reader) => match or_reply!(reply, reader.begin(offset, size)) {
+                Begun::Done(bytes) => reply.data(&bytes),
+                begun => self.deliver(reply, async move { reader.finish(begun).await }),
+            },
+            Open::Looking(upload) => {
+                self.deliver(reply, async move { files.look(&upload, offset, size).await });
             }
-        });
+            Open::Writing(writer) => {
+                self.deliver(reply, async move { files.read_through(&writer, offset, size).await });
+            }
+        }
     }
 
     /// A close. Never ENOSYS: that would silence the closes of all writers to come.

@@ -20,6 +20,7 @@ use tonic::{Response, Status};
 
 use crate::clock;
 use crate::error::FsError;
+use crate::remote::WrongCopy;
 use crate::stage::Destination;
 use crate::upload::Draft;
 
@@ -297,6 +298,20 @@ impl Catalog {
             Ok(held) => held.map(drop).map_err(|status| Refusal::from(status).into()),
             Err(_) => Err(FsError::TimedOut),
         }
+    }
+
+    /// Says that a file sent bytes which are not its image's.
+    pub(crate) async fn report(&self, copy: WrongCopy) -> Result<(), FsError> {
+        let request = pb::ReportWrongCopyRequest {
+            image_id: copy.image.into(),
+            volume_id: copy.volume.into(),
+            address: copy.address,
+            offset_bytes: copy.range.start(),
+            length_bytes: copy.range.len(),
+        };
+        let mut client = self.feed.clone();
+        let told = tokio::time::timeout(CHANGE_DEADLINE, client.report_wrong_copy(request)).await;
+        told.map_err(|_| FsError::TimedOut)?.map(drop).map_err(|it| Refusal::from(it).into())
     }
 }
 

@@ -30,6 +30,6 @@ pub(crate) fn of(error: &FsError) -> Errno {
         FsError::Busy => Errno::EBUSY,
         FsError::CatalogAway => Errno::EHOSTDOWN, // "Host is down" tells an administrator where to look
         FsError::TimedOut => Errno::ETIMEDOUT,
-        FsError::Unreachable(_) | FsError::Storage(_) => Errno::EIO,
+        FsError::Unreachable(_) | FsError::WrongBytes(_) | FsError::Storage(_) => Errno::EIO,
     }
 }

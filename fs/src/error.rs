@@ -57,6 +57,8 @@ pub(crate) enum FsError {
     TimedOut,
     #[error("no host with the bytes can be reached: {0}")]
     Unreachable(String),
+    #[error("every copy within reach has wrong bytes: {0}")]
+    WrongBytes(String),
     #[error("{0}")]
     Storage(String),
 }
@@ -98,6 +100,7 @@ impl From<Refusal> for FsError {
             Reason::Busy => Self::Busy,
             Reason::Unavailable => Self::CatalogAway,
             Reason::TimedOut => Self::TimedOut,
+            Reason::WrongBytes => Self::WrongBytes(refusal.text),
             Reason::Storage => Self::Storage(refusal.text),
         }
     }

@@ -7,9 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use isotope_proto::id::{ImageId, Ino};
 
 use crate::error::FsError;
-use crate::mirror::Mirror;
 use crate::reader::{Reader, Source};
-use crate::remote::Hosts;
 use crate::tree::Inode;
 use crate::upload::Upload;
 use crate::writer::Writer;
@@ -31,8 +29,8 @@ pub(crate) enum Open {
 }
 
 impl Handles {
-    pub(crate) fn new(mirror: Arc<Mirror>, hosts: Arc<Hosts>) -> Self {
-        let source = Arc::new(Source::new(mirror, hosts));
+    pub(crate) fn new(source: Source) -> Self {
+        let source = Arc::new(source);
         Self { open: RwLock::default(), next: AtomicU64::new(1), source }
     }
 
@@ -47,7 +45,7 @@ impl Handles {
 
     /// Reads an image without being listed as open.
     pub(crate) fn reader(&self, ino: Ino) -> Result<Arc<Reader>, FsError> {
-        let image = self.source.mirror().with(ino, |inode| match inode {
+        let image = self.source.mirror.with(ino, |inode| match inode {
             Inode::Image(image) => Ok(image.clone()),
             Inode::Folder(_) => Err(FsError::IsAFolder),
         });
@@ -120,7 +118,7 @@ impl Handles {
             Inode::Image(image) => Some(image.id),
             Inode::Folder(_) => None,
         };
-        let image = |ino| self.source.mirror().with(ino, id).flatten();
+        let image = |ino| self.source.mirror.with(ino, id).flatten();
         let open: Vec<Open> = self.look().values().cloned().collect();
         let images = open.iter().filter_map(|open| match open {
             Open::Reading(it) => Some(it.image().id),

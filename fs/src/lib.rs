@@ -7,13 +7,16 @@
 mod adapter;
 mod attr;
 mod beginning;
+mod buffers;
 mod catalog;
+mod channel;
 mod clock;
 mod contents;
 mod errno;
 mod error;
 mod extents;
 mod feed;
+mod fetch;
 mod files;
 mod follow;
 mod guard;
@@ -26,7 +29,9 @@ mod mountpoint;
 mod names;
 mod notify;
 pub mod options;
+mod prefetch;
 mod process;
+mod quick;
 mod read_ahead;
 mod reader;
 mod recorder;
@@ -53,7 +58,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isotope_proto::id::SessionId;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Uri};
@@ -62,6 +67,7 @@ use tracing::{info, warn};
 use crate::adapter::Adapter;
 pub use crate::attr::Owner;
 use crate::catalog::{Access, Catalog};
+pub use crate::fetch::Content;
 use crate::files::Files;
 pub use crate::guard::guard;
 use crate::handle::Handles;
@@ -71,6 +77,7 @@ pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
 use crate::options::{Beneath, Others, Wait};
 pub use crate::remote::Hosts;
+use crate::remote::WrongCopy;
 pub use crate::replicas::Route;
 use crate::session::Manner;
 pub use crate::storing::{Aborted, Storing};
@@ -78,8 +85,9 @@ use crate::uploads::Uploads;
 use crate::viewing::Views;
 use crate::views::View;
 
-/// All replicas together have so long to deliver one read; then the reader gets EIO.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// Unless told otherwise, all replicas together have so long to deliver one read; then the reader
+/// gets EIO.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is held open is told this often.
 const HOLD_EVERY: Duration = Duration::from_secs(5);
 /// The largest read asked of us: what the kernel's read-ahead is widened to.
@@ -102,6 +110,8 @@ pub struct Config {
     /// The view to show in place of the library's own tree.
     pub view: Option<String>,
     pub wait: Wait,
+    /// All replicas together have so long to deliver one read; then the reader gets EIO.
+    pub read_timeout: Duration,
     pub beneath: Beneath,
     /// The command that runs [`guard`], with the process id and the mount point appended to it;
     /// empty for none.
@@ -189,7 +199,8 @@ impl Mount {
         let notifications = Notifications::default();
         let (following, first) = beginning::follow(&self.config, &channel, &notifications).await;
         let beginning::Following { mut follower, health } = following;
-        let Config { mountpoint, catalog, host, owner, guard, wait, .. } = self.config;
+        let Config { mountpoint, catalog, host, owner, guard, wait, read_timeout, .. } =
+            self.config;
         let mirror = tokio::select! {
             mirror = first.tree(&health) => mirror?,
             waited = over(wait) => {
@@ -201,14 +212,22 @@ impl Mount {
                 return Ok(());
             }
         };
-        let hosts = Arc::<Hosts>::default();
-        let handles = Arc::new(Handles::new(Arc::clone(&mirror), Arc::clone(&hosts)));
+        let (hosts, wrong) = Hosts::reporting();
+        let hosts = Arc::new(hosts);
+        let source = reader::Source::new(
+            Arc::clone(&mirror),
+            Arc::clone(&hosts),
+            host.clone(),
+            read_timeout,
+        );
+        let handles = Arc::new(Handles::new(source));
         let uploads = Arc::<Uploads>::default();
         let access = if manner.read_only { Access::ReadOnly } else { Access::Changes };
         let client = Catalog::new(channel, access);
         let keeping = [
             tokio::spawn(Arc::clone(&uploads).keep(client.clone())),
-            tokio::spawn(hold(Arc::clone(&handles), client.clone())),
+            tokio::spawn(hold(Arc::clone(&handles), Arc::clone(&hosts), client.clone())),
+            tokio::spawn(report(wrong, client.clone())),
         ];
         let views = Arc::new(Views::new(self.view));
         let source = Source::Own;
@@ -266,13 +285,26 @@ async fn over(wait: Wait) -> Duration {
     }
 }
 
-/// Says which images are open here, so that their bytes are not deleted.
-async fn hold(handles: Arc<Handles>, catalog: Catalog) {
+/// Tells the catalogue of copies that sent wrong bytes.
+async fn report(mut wrong: mpsc::Receiver<WrongCopy>, catalog: Catalog) {
+    while let Some(copy) = wrong.recv().await {
+        let image = copy.image;
+        if let Err(error) = catalog.report(copy).await {
+            // Whoever reads it again meets it again.
+            warn!(%image, %error, "the catalogue could not be told of wrong bytes");
+        }
+    }
+}
+
+/// Says which images are open here, so that their bytes are not deleted; and lets go of what nobody
+/// has used for a while.
+async fn hold(handles: Arc<Handles>, hosts: Arc<Hosts>, catalog: Catalog) {
     let session = SessionId::mint(clock::now());
     let mut told = false;
     loop {
         tokio::time::sleep(HOLD_EVERY).await;
         handles.rest();
+        hosts.rest();
         let images = handles.images();
         // Nothing is told once, to take back what was.
         if !images.is_empty() || told {

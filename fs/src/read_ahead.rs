@@ -11,8 +11,8 @@ pub(crate) const WINDOW_BLOCKS_MAX: u64 = 8;
 /// Sequential bytes before whole blocks are fetched: a probe of a header must not cost a block.
 const WARM_UP_BYTES: u64 = 256 << 10;
 /// How far a request may jump ahead, or lie behind, and still be the kernel's own disorder.
-const FORWARD_BYTES: u64 = 1 << 20;
-const BACKWARD_BYTES: u64 = 512 << 10;
+const FORWARD_BYTES: u64 = 4 << 20;
+const BACKWARD_BYTES: u64 = 4 << 20;
 
 /// How to satisfy one read.
 #[derive(Debug, Clone, PartialEq, Eq)]

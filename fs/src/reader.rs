@@ -1,206 +1,127 @@
-//! Reading one image by range: what a steady reader will want next is fetched ahead, in blocks,
-//! within a bound for the whole mount.
+//! Reading one image: by range, within a deadline, from whichever hosts have its bytes.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use isotope_proto::id::Ino;
 use isotope_proto::range::ByteRange;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::error::FsError;
+use crate::fetch::Content;
 use crate::mirror::Mirror;
-use crate::read_ahead::{BLOCK_BYTES, Plan, Window};
+use crate::prefetch::{BLOCKS_AHEAD_MAX, Begun, Fetch, Prefetcher};
 use crate::remote::Hosts;
 use crate::replicas::{Route, routes};
 use crate::tree::{ImageNode, Inode};
 
-/// Blocks on their way or unread, in the mount as a whole: 128 MiB.
-const BLOCKS_AHEAD_MAX: usize = 128;
-/// Blocks kept behind the reader, for the kernel's disorder.
-const BLOCKS_BEHIND: u64 = 1;
-
-/// A reader that pauses for so long gives up what was fetched ahead for it.
-const IDLE_KEPT: Duration = Duration::from_secs(5);
 /// The kernel's second try comes at once; a person's comes later than this.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
+/// Where all hosts have been away for longer than a read waits, the next ones wait only so long: a
+/// program that looks at a hundred images is not to wait for each.
+const FORLORN_WAIT: Duration = Duration::from_secs(1);
 
-/// Where bytes come from.
+/// Where bytes come from, for all that is read in a mount.
 pub(crate) struct Source {
-    mirror: Arc<Mirror>,
-    hosts: Arc<Hosts>,
+    pub(crate) mirror: Arc<Mirror>,
+    pub(crate) hosts: Arc<Hosts>,
+    /// This host's name: its own files are near.
+    pub(crate) host: String,
+    /// All replicas together have so long to deliver one read.
+    pub(crate) read_timeout: Duration,
     budget: Arc<Semaphore>,
 }
 
 /// One image being read.
 pub(crate) struct Reader {
+    bytes: Arc<Prefetcher<ImageSource>>,
+    /// How and when the last read failed.
+    failed: Mutex<Option<(Instant, FsError)>>,
+}
+
+/// One image's bytes, on the hosts that have them.
+struct ImageSource {
     ino: Ino,
+    /// As it was opened.
     image: ImageNode,
     source: Arc<Source>,
-    ahead: Mutex<Ahead>,
-}
-
-#[derive(Default)]
-struct Ahead {
-    /// When it was last read.
-    used: Option<Instant>,
-    /// How and when the last read failed.
-    failed: Option<(Instant, FsError)>,
-    window: Window,
-    blocks: BTreeMap<u64, Arc<Block>>,
-}
-
-/// A block being fetched, or fetched: whoever comes first fetches, the others wait for it.
-struct Block {
-    range: ByteRange,
-    bytes: OnceCell<Bytes>,
-    /// Its place in the mount's budget.
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Source {
-    pub(crate) fn new(mirror: Arc<Mirror>, hosts: Arc<Hosts>) -> Self {
-        Self { mirror, hosts, budget: Arc::new(Semaphore::new(BLOCKS_AHEAD_MAX)) }
-    }
-
-    pub(crate) fn mirror(&self) -> &Mirror {
-        &self.mirror
+    pub(crate) fn new(
+        mirror: Arc<Mirror>,
+        hosts: Arc<Hosts>,
+        host: String,
+        read_timeout: Duration,
+    ) -> Self {
+        let budget = Arc::new(Semaphore::new(BLOCKS_AHEAD_MAX));
+        Self { mirror, hosts, host, read_timeout, budget }
     }
 }
 
 impl Reader {
     pub(crate) fn new(ino: Ino, image: ImageNode, source: Arc<Source>) -> Self {
-        Self { ino, image, source, ahead: Mutex::default() }
+        let (size_bytes, budget) = (image.size_bytes, Arc::clone(&source.budget));
+        let bytes = Prefetcher::new(size_bytes, ImageSource { ino, image, source }, budget);
+        Self { bytes: Arc::new(bytes), failed: Mutex::default() }
     }
 
     pub(crate) fn image(&self) -> &ImageNode {
-        &self.image
+        &self.bytes.source().image
     }
 
     pub(crate) fn ino(&self) -> Ino {
-        self.ino
+        self.bytes.source().ino
     }
 
-    fn ahead(&self) -> MutexGuard<'_, Ahead> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failed(&self) -> MutexGuard<'_, Option<(Instant, FsError)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Up to `len` bytes from `start`, fewer only at the end of the image. Ends within the read
-    /// deadline; a read that comes on the heels of one that failed by it fails at once, for the
-    /// kernel asks again, page by page, for what its read-ahead did not get.
-    pub(crate) async fn read(self: Arc<Self>, start: u64, len: u32) -> Result<Bytes, FsError> {
-        let range = ByteRange::clamped(start, len.into(), self.image.size_bytes);
+    /// Begins to read up to `len` bytes from `start`, fewer only at the end of the image; waits for
+    /// a moment at most.
+    ///
+    /// # Errors
+    /// On the heels of a read that failed by the deadline, at once: the kernel asks again, page by
+    /// page, for what its read-ahead did not get.
+    pub(crate) fn begin(&self, start: u64, len: u32) -> Result<Begun, FsError> {
+        let range = ByteRange::clamped(start, len.into(), self.bytes.size_bytes());
         if range.is_empty() {
-            return Ok(Bytes::new());
+            return Ok(Begun::Done(Bytes::new()));
         }
-        if let Some((at, error)) = &self.ahead().failed
-            && at.elapsed() < FAILURE_KEPT
-        {
-            return Err(error.clone());
+        match &*self.failed() {
+            Some((at, error)) if at.elapsed() < FAILURE_KEPT => Err(error.clone()),
+            Some(_) | None => Ok(self.bytes.begin(range)),
         }
-        let read = tokio::time::timeout(crate::READ_DEADLINE, Arc::clone(&self).read_now(range));
-        let late = || FsError::Unreachable("no host delivered in time".to_owned());
-        let result = read.await.unwrap_or_else(|_| Err(late()));
-        let failure = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
-        self.ahead().failed = failure;
+    }
+
+    /// The bytes of what was begun, within the read deadline.
+    pub(crate) async fn finish(&self, begun: Begun) -> Result<Bytes, FsError> {
+        let result = self.bytes.finish(begun).await;
+        *self.failed() = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
         result
     }
 
-    async fn read_now(self: Arc<Self>, range: ByteRange) -> Result<Bytes, FsError> {
-        let lined_up = {
-            let mut ahead = self.ahead();
-            ahead.used = Some(Instant::now());
-            match ahead.window.plan(range.start(), range.len()) {
-                Plan::Exact => {
-                    ahead.blocks.clear();
-                    None
-                }
-                Plan::Blocks { needed, ahead_to } => {
-                    self.line_up(&mut ahead, *needed.start(), *needed.end(), ahead_to)
-                }
-            }
-        };
-        match lined_up {
-            Some(blocks) => self.gather(range, &blocks).await,
-            None => self.fetch(range).await,
-        }
+    /// Both, where waiting holds up nobody.
+    pub(crate) async fn read(&self, start: u64, len: u32) -> Result<Bytes, FsError> {
+        let begun = self.begin(start, len)?;
+        self.finish(begun).await
     }
 
-    /// Lets go of what was fetched ahead for a reader that has paused.
+    /// Lets go of what is kept for a reader that has paused.
     pub(crate) fn rest(&self) {
-        let mut ahead = self.ahead();
-        if ahead.used.is_some_and(|at| at.elapsed() > IDLE_KEPT) {
-            ahead.blocks.clear();
-        }
+        self.bytes.rest();
     }
+}
 
-    /// The needed blocks; those ahead are set on their way, those behind let go. None when the
-    /// mount has no room for the needed ones: then exactly what was asked for is fetched.
-    fn line_up(
-        self: &Arc<Self>,
-        ahead: &mut Ahead,
-        first: u64,
-        last: u64,
-        ahead_to: u64,
-    ) -> Option<Vec<Arc<Block>>> {
-        let block_last = (self.image.size_bytes - 1) / BLOCK_BYTES;
-        let keep = first.saturating_sub(BLOCKS_BEHIND)..=ahead_to;
-        ahead.blocks.retain(|index, _| keep.contains(index));
-        let mut needed = Vec::new();
-        for index in first..=ahead_to.min(block_last) {
-            if let Some(block) = ahead.blocks.get(&index) {
-                if index <= last {
-                    needed.push(Arc::clone(block));
-                }
-                continue;
-            }
-            let Ok(permit) = Arc::clone(&self.source.budget).try_acquire_owned() else {
-                return (index > last).then_some(needed);
-            };
-            let start = index * BLOCK_BYTES;
-            let range = ByteRange::clamped(start, BLOCK_BYTES, self.image.size_bytes);
-            let block = Arc::new(Block { range, bytes: OnceCell::new(), _permit: permit });
-            ahead.blocks.insert(index, Arc::clone(&block));
-            if index <= last {
-                needed.push(block);
-            } else {
-                let reader = Arc::clone(self);
-                // A failure shows when somebody needs the block, and is tried anew then.
-                tokio::spawn(async move {
-                    let fetch = tokio::time::timeout(crate::READ_DEADLINE, reader.block(&block));
-                    drop(fetch.await);
-                });
-            }
-        }
-        Some(needed)
-    }
-
-    async fn gather(&self, range: ByteRange, blocks: &[Arc<Block>]) -> Result<Bytes, FsError> {
-        let part = |block: &Block, bytes: &Bytes| {
-            let from = range.start().max(block.range.start()) - block.range.start();
-            let to = range.end().min(block.range.end()) - block.range.start();
-            let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
-            bytes.slice(index(from)..index(to))
-        };
-        if let [block] = blocks {
-            return Ok(part(block, &self.block(block).await?));
-        }
-        let mut all = BytesMut::new();
-        for block in blocks {
-            all.extend_from_slice(&part(block, &self.block(block).await?));
-        }
-        Ok(all.freeze())
-    }
-
-    async fn block(&self, block: &Block) -> Result<Bytes, FsError> {
-        block.bytes.get_or_try_init(|| self.fetch(block.range)).await.cloned()
-    }
-
+impl Fetch for ImageSource {
     async fn fetch(&self, range: ByteRange) -> Result<Bytes, FsError> {
-        let fetched = self.source.hosts.fetch_any(|| self.routes(), range).await;
-        match fetched {
+        let hosts = &self.source.hosts;
+        let fetched = timeout(self.patience(), hosts.fetch_any(|| self.plan(), range)).await;
+        let late = |_| Err(FsError::Unreachable("no host delivered in time".to_owned()));
+        match fetched.unwrap_or_else(late) {
             // Its bytes have gone with it, rather than out of reach.
             Err(FsError::Unreachable(_)) if self.source.mirror.tree().get(self.ino).is_none() => {
                 Err(FsError::Replaced)
@@ -209,15 +130,36 @@ impl Reader {
         }
     }
 
-    /// As the catalogue knows the image now; as it was opened, if it has gone since.
-    fn routes(&self) -> Vec<Route> {
-        let Source { mirror, hosts, .. } = &*self.source;
+    fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes> {
+        let (routes, content) = self.plan();
+        self.source.hosts.fetch_quickly(&routes, content, range)
+    }
+}
+
+impl ImageSource {
+    /// The ways to the image as the catalogue knows it now, or as it was opened, if it has gone
+    /// since; and what it is to be checked against.
+    fn plan(&self) -> (Vec<Route>, Content) {
+        let Source { mirror, hosts, host, .. } = &*self.source;
+        let tree = mirror.tree();
+        let image = match tree.get(self.ino) {
+            Some(Inode::Image(image)) if image.id == self.image.id => image,
+            Some(Inode::Image(_) | Inode::Folder(_)) | None => &self.image,
+        };
+        let blake3 = image.hashes.map(|hashes| hashes.blake3);
+        let content = Content { size_bytes: image.size_bytes, blake3 };
         let now = Instant::now();
-        let standing = mirror.with(self.ino, |inode| match inode {
-            Inode::Image(image) if image.id == self.image.id => Some(image.clone()),
-            Inode::Image(_) | Inode::Folder(_) => None,
-        });
-        let image = standing.flatten().unwrap_or_else(|| self.image.clone());
-        hosts.with_health(|health| routes(&mirror.tree(), &image, health, now))
+        (hosts.with_health(|health| routes(&tree, image, health, host, now)), content)
+    }
+
+    fn patience(&self) -> Duration {
+        let most = self.source.read_timeout;
+        let long_bad = |since: Option<Instant>| since.is_some_and(|at| at.elapsed() > most);
+        let (routes, _) = self.plan();
+        let forlorn = !routes.is_empty()
+            && self.source.hosts.with_health(|health| {
+                routes.iter().all(|route| long_bad(health.bad_since(&route.address)))
+            });
+        if forlorn { FORLORN_WAIT.min(most) } else { most }
     }
 }

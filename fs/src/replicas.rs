@@ -7,8 +7,12 @@ use isotope_proto::id::{ImageId, VolumeId};
 
 use crate::tree::{ImageNode, Tree};
 
-/// A host that failed is asked last for so long.
-const DISTRUST: Duration = Duration::from_secs(5);
+/// A copy that sent wrong bytes is left alone for so long; by then its agent has read it whole.
+const LIAR_SHUNNED: Duration = Duration::from_secs(600);
+/// A measured speed is believed for so long: networks and disks recover.
+const SPEED_KEPT: Duration = Duration::from_secs(60);
+/// Hosts of this speed and above are as good as one another.
+const FAST_BYTES_PER_S: u64 = 1 << 30;
 
 /// One way to an image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,30 +24,91 @@ pub struct Route {
     pub address: String,
 }
 
-/// When each host last failed.
+/// What reading from the hosts has shown of them.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    failed: HashMap<String, Instant>,
+    hosts: HashMap<String, Host>,
+    liars: HashMap<(String, ImageId), Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    /// It did not answer, and has not since.
+    bad_since: Option<Instant>,
+    /// Bytes per second, when they were last measured.
+    speed: Option<(u64, Instant)>,
 }
 
 impl Health {
-    pub(crate) fn failed(&mut self, address: &str, now: Instant) {
-        self.failed.insert(address.to_owned(), now);
+    fn host(&mut self, address: &str) -> &mut Host {
+        if !self.hosts.contains_key(address) {
+            self.hosts.insert(address.to_owned(), Host::default());
+        }
+        self.hosts.get_mut(address).expect("there now")
+    }
+
+    /// True if it was thought to be well until now.
+    pub(crate) fn failed(&mut self, address: &str, now: Instant) -> bool {
+        let host = self.host(address);
+        let newly = host.bad_since.is_none();
+        host.bad_since.get_or_insert(now);
+        newly
     }
 
     pub(crate) fn succeeded(&mut self, address: &str) {
-        self.failed.remove(address);
+        self.host(address).bad_since = None;
     }
 
-    fn distrusted(&self, address: &str, now: Instant) -> bool {
-        self.failed.get(address).is_some_and(|at| now.duration_since(*at) < DISTRUST)
+    /// It delivered `bytes` in that time, or that many had come when somebody else was faster.
+    pub(crate) fn measured(&mut self, address: &str, bytes: u64, took: Duration, now: Instant) {
+        let nanos = took.as_nanos().max(1);
+        let found = u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX);
+        let speed = &mut self.host(address).speed;
+        // The newest counts half.
+        let kept = speed.filter(|(_, at)| now.saturating_duration_since(*at) < SPEED_KEPT);
+        *speed = Some((kept.map_or(found, |(before, _)| before.midpoint(found)), now));
+    }
+
+    /// It sent bytes that are not the image's.
+    pub(crate) fn lied(&mut self, route: &Route, now: Instant) {
+        self.liars.insert((route.address.clone(), route.image), now);
+    }
+
+    fn is_shunned(&self, address: &str, image: ImageId, now: Instant) -> bool {
+        // Most often there are none.
+        let lied = || self.liars.get(&(address.to_owned(), image));
+        !self.liars.is_empty()
+            && lied().is_some_and(|at| now.saturating_duration_since(*at) < LIAR_SHUNNED)
+    }
+
+    pub(crate) fn bad_since(&self, address: &str) -> Option<Instant> {
+        self.hosts.get(address)?.bad_since
+    }
+
+    /// In steps of four times, for a difference that is worth going elsewhere.
+    fn slowness(&self, address: &str, now: Instant) -> u32 {
+        let speed = self.hosts.get(address).and_then(|host| host.speed);
+        let known = speed.filter(|(_, at)| now.saturating_duration_since(*at) < SPEED_KEPT);
+        known.map_or(0, |(speed, _)| (FAST_BYTES_PER_S / speed.max(1)).max(1).ilog2() / 2)
+    }
+
+    /// Whether going from one host to another, because it is slow, makes sense.
+    pub(crate) fn is_slower(&self, address: &str, than: &str, now: Instant) -> bool {
+        self.slowness(address, now) > self.slowness(than, now)
     }
 }
 
-/// All ways to an image, best first: hosts that did not just fail, then those the catalogue is
-/// connected to. The others come last, not never: the mount may see a host that the catalogue
-/// does not. Among equals, the image's own files come before those of others with its bytes.
-pub(crate) fn routes(tree: &Tree, image: &ImageNode, health: &Health, now: Instant) -> Vec<Route> {
+/// All ways to an image, best first: hosts that did not fail, then those the catalogue is connected
+/// to, then this host (`here` is its name), then those that were fast. The others come last, not
+/// never: the mount may see a host that the catalogue does not. Among equals, the image's own files
+/// come before those of others with its bytes. Copies that sent wrong bytes are left out.
+pub(crate) fn routes(
+    tree: &Tree,
+    image: &ImageNode,
+    health: &Health,
+    here: &str,
+    now: Instant,
+) -> Vec<Route> {
     let connected = &tree.live().connected;
     let own = std::iter::once((Kin::Own, image));
     let all = own.chain(tree.twins(image).map(|twin| (Kin::Twin, twin)));
@@ -51,8 +116,13 @@ pub(crate) fn routes(tree: &Tree, image: &ImageNode, health: &Health, now: Insta
     for (kin, image) in all {
         for &volume in image.volumes.iter() {
             for node in tree.holders(volume) {
-                let distrusted = health.distrusted(&node.address, now);
-                let rank = (distrusted, !connected.contains(&node.id), kin);
+                if health.is_shunned(&node.address, image.id, now) {
+                    continue;
+                }
+                let bad = health.bad_since(&node.address).is_some();
+                let slowness = health.slowness(&node.address, now);
+                let away = !connected.contains(&node.id);
+                let rank = (bad, away, node.host != here, slowness, kin);
                 let address = node.address.clone();
                 ranked.push((rank, Route { image: image.id, volume, address }));
             }
@@ -144,14 +214,14 @@ mod tests {
         let now = Instant::now();
         let order = |tree: &Tree, health: &Health, of: u8| {
             let Some(Inode::Image(image)) = tree.get(Ino(of.into())) else { panic!("an image") };
-            let routes = routes(tree, image, health, now);
+            let routes = routes(tree, image, health, "host-9", now);
             let told = routes.into_iter().map(|it| (it.address, it.image.as_bytes()[0]));
             told.map(|(address, image)| format!("{image} on {address}")).collect::<Vec<_>>()
         };
         // A host is asked for each file by the image that it knows it as.
         let expected = ["9 on host-2:1", "8 on host-1:1", "8 on host-2:1", "9 on host-3:1"];
         assert_eq!(order(&tree, &health, 9), expected);
-        health.failed("host-2:1", now);
+        assert!(health.failed("host-2:1", now));
         let expected = ["8 on host-1:1", "9 on host-3:1", "9 on host-2:1", "8 on host-2:1"];
         assert_eq!(order(&tree, &health, 9), expected);
         assert_eq!(order(&tree, &health, 6), ["6 on host-4:1"]);
@@ -165,22 +235,44 @@ mod tests {
     }
 
     #[test]
-    fn healthy_and_connected_hosts_come_first_and_none_is_left_out() {
+    fn healthy_connected_near_and_fast_hosts_come_first_and_none_is_left_out() {
         let mut tree = hosts(3, &[2, 3]);
         let record = image(9, 7, &[1, 2, 3]);
         tree.load(Record::Image(record.clone()));
         let Some(Inode::Image(image)) = tree.get(record.ino) else { panic!("an image") };
         let mut health = Health::default();
         let now = Instant::now();
-        let order = |health: &Health, now| {
-            let routes = routes(&tree, image, health, now);
-            routes.into_iter().map(|route| route.address).collect::<Vec<_>>()
+        let order = |health: &Health, here: &str, now| {
+            let routes = routes(&tree, image, health, here, now);
+            routes.into_iter().map(|it| it.address[5..6].to_owned()).collect::<String>()
         };
-        assert_eq!(order(&health, now), ["host-2:1", "host-3:1", "host-1:1"]);
-        health.failed("host-2:1", now);
-        assert_eq!(order(&health, now), ["host-3:1", "host-1:1", "host-2:1"]);
-        assert_eq!(order(&health, now + DISTRUST)[0], "host-2:1");
+        assert_eq!(order(&health, "away", now), "231");
+        assert_eq!(order(&health, "host-3", now), "321");
+        // 100 MB/s are slower than what is not known yet, and than 10 Gbit/s.
+        health.measured("host-2:1", 100_000_000, Duration::from_secs(1), now);
+        assert_eq!(order(&health, "away", now), "321");
+        assert_eq!(order(&health, "host-2", now), "231", "nearer is better than faster");
+        health.measured("host-3:1", 90_000_000, Duration::from_secs(1), now);
+        assert_eq!(order(&health, "away", now), "231", "about as fast");
+        assert_eq!(order(&health, "away", now + SPEED_KEPT), "231");
+        assert!(health.failed("host-2:1", now));
+        assert!(!health.failed("host-2:1", now + SPEED_KEPT), "known already");
+        assert_eq!(order(&health, "host-2", now), "312");
+        assert_eq!(health.bad_since("host-2:1"), Some(now));
         health.succeeded("host-2:1");
-        assert_eq!(order(&health, now)[0], "host-2:1");
+        assert_eq!(order(&health, "host-2", now), "231");
+    }
+
+    #[test]
+    fn a_copy_that_sent_wrong_bytes_is_not_asked_for_a_while() {
+        let mut tree = hosts(2, &[1, 2]);
+        let record = image(9, 7, &[1, 2]);
+        tree.load(Record::Image(record.clone()));
+        let Some(Inode::Image(image)) = tree.get(record.ino) else { panic!("an image") };
+        let (mut health, now) = (Health::default(), Instant::now());
+        let first = routes(&tree, image, &health, "", now).remove(0);
+        health.lied(&first, now);
+        let left = |now| routes(&tree, image, &health, "", now).len();
+        assert_eq!((left(now), left(now + LIAR_SHUNNED)), (1, 2));
     }
 }

@@ -4,10 +4,13 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use fuser::{Errno, Generation, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr};
+use bytes::Bytes;
+use fuser::{Errno, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr};
 use isotope_proto::name::EntryName;
+use tracing::debug;
 
 use crate::attr::FileAttr;
+use crate::errno;
 use crate::error::FsError;
 use crate::files::Answer;
 
@@ -49,5 +52,15 @@ pub(crate) fn attribute(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, FsE
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(&value),
         Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+    }
+}
+
+pub(crate) fn data(reply: ReplyData, read: Result<Bytes, FsError>) {
+    match read {
+        Ok(bytes) => reply.data(&bytes),
+        Err(error) => {
+            debug!(%error, "read failed");
+            reply.error(errno::of(&error));
+        }
     }
 }

@@ -12,10 +12,12 @@ use crate::adapter::Adapter;
 use crate::mountpoint;
 use crate::notify::Notifications;
 use crate::options::Others;
+use crate::quick::WAITING_MAX;
 use crate::{MountError, READ_REQUEST_BYTES};
 
-/// Threads that take requests from the kernel: none of them ever waits.
-const THREADS: usize = 2;
+/// Threads that take requests from the kernel: those that may wait for a moment, and as many as
+/// there are processors to answer what memory knows.
+const THREADS: usize = WAITING_MAX + 2;
 /// An unmounted session ends at once unless somebody has files open in it.
 const JOIN_MAX: Duration = Duration::from_secs(2);
 

@@ -2,6 +2,7 @@
 //! part computes with. No IO and no clock here: times are values, given from outside.
 
 pub mod change;
+pub mod channel;
 pub mod cluster;
 pub mod crash;
 pub mod digest;
@@ -9,6 +10,7 @@ pub mod facts;
 pub mod id;
 pub mod image;
 pub mod name;
+pub mod proof;
 pub mod range;
 pub mod refusal;
 pub mod report;

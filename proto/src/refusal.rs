@@ -58,6 +58,8 @@ refusals! {
     NotPermitted, "NOT_PERMITTED", PermissionDenied;
     /// The file is no longer the one that was catalogued.
     Replaced, "REPLACED", FailedPrecondition;
+    /// Its bytes are not those of the image.
+    WrongBytes, "WRONG_BYTES", DataLoss;
     /// The range lies past the end.
     OutOfRange, "OUT_OF_RANGE", OutOfRange;
     /// No room on the volume, or on any.
@@ -134,11 +136,10 @@ impl From<Status> for Refusal {
                 Code::Unavailable | Code::Cancelled | Code::Unimplemented | Code::Unknown => {
                     Reason::Unavailable
                 }
-                Code::Ok
-                | Code::FailedPrecondition
-                | Code::Aborted
-                | Code::Internal
-                | Code::DataLoss => Reason::Storage,
+                Code::Ok | Code::FailedPrecondition | Code::Aborted | Code::Internal => {
+                    Reason::Storage
+                }
+                Code::DataLoss => Reason::WrongBytes,
             });
         let text = match status.message() {
             // tonic's own words, of a deadline that has passed here.

@@ -1,14 +1,18 @@
 //! `isotope get`.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use clap::Args;
 use indicatif::ProgressBar;
-use isotope_fs::{Hosts, Route};
+use isotope_fs::{Content, Hosts, Route};
+use isotope_proto::channel::RANGE_BYTES_MAX;
 use isotope_proto::image::Image;
 use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
@@ -23,6 +27,9 @@ use crate::output;
 /// Rounds over all replicas before giving up.
 const ROUNDS: u32 = 3;
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
+const BLOCK_BYTES: usize = RANGE_BYTES_MAX as usize;
+/// Blocks under way: 8 MiB.
+const BLOCKS_AHEAD: usize = 8;
 
 /// Download an image
 ///
@@ -119,57 +126,50 @@ fn routes(image: &Image, twins: &[Image], status: &Status) -> Vec<Route> {
     ranked.into_iter().map(|(_, route)| route).collect()
 }
 
+/// Copies block by block, some of them on their way while one is written; what has a hash is
+/// checked before it is.
 async fn copy(
     image: &Image,
     routes: &[Route],
     out: &mut impl Write,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let hosts = Hosts::default();
+    let hosts = Arc::new(Hosts::default());
+    let content =
+        Content { size_bytes: image.size_bytes, blake3: image.hashes.map(|hashes| hashes.blake3) };
+    let blocks = (0..image.size_bytes).step_by(BLOCK_BYTES);
+    let mut blocks = blocks.map(|at| ByteRange::clamped(at, RANGE_BYTES_MAX, image.size_bytes));
+    let fetch = |range| {
+        let (hosts, routes) = (Arc::clone(&hosts), routes.to_vec());
+        tokio::spawn(async move { fetch(&hosts, &routes, content, range).await })
+    };
+    let mut under_way: VecDeque<_> = blocks.by_ref().take(BLOCKS_AHEAD).map(fetch).collect();
     let mut at = 0;
-    let mut last = Refusal::new(Reason::Unavailable, "no host is known to hold the image");
-    for round in 0..ROUNDS {
-        if round > 0 {
-            tokio::time::sleep(ROUND_PAUSE).await;
-        }
-        for route in routes {
-            match go_on(&hosts, route, image.size_bytes, &mut at, out, bar).await? {
-                Ok(()) => return Ok(()),
-                Err(refusal) => last = refusal,
-            }
-        }
+    while let Some(block) = under_way.pop_front() {
+        let bytes = block.await?;
+        let bytes = bytes.with_context(|| format!("after {at} of {} bytes", image.size_bytes))?;
+        under_way.extend(blocks.next().map(fetch));
+        out.write_all(&bytes).context("writing")?;
+        at += u64::try_from(bytes.len())?;
+        bar.set_position(at);
     }
-    Err(last).with_context(|| format!("after {} of {} bytes", at, image.size_bytes))
+    Ok(())
 }
 
-/// Reads on from one host. The inner error is the host's, and another one may do better; the outer
-/// one is ours.
-async fn go_on(
+/// A block from any host, in some rounds: hosts come back.
+async fn fetch(
     hosts: &Hosts,
-    route: &Route,
-    size_bytes: u64,
-    at: &mut u64,
-    out: &mut impl Write,
-    bar: &ProgressBar,
-) -> anyhow::Result<Result<(), Refusal>> {
-    let range = ByteRange::clamped(*at, u64::MAX, size_bytes);
-    let mut stream = match hosts.open(route, range).await {
-        Ok(stream) => stream,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    routes: &[Route],
+    content: Content,
+    range: ByteRange,
+) -> Result<Bytes, Refusal> {
+    let mut round = 1;
     loop {
-        match hosts.next(route, &mut stream).await {
-            Ok(Some(piece)) => {
-                out.write_all(&piece).context("writing")?;
-                *at += u64::try_from(piece.len())?;
-                bar.set_position(*at);
-            }
-            Ok(None) if *at == size_bytes => return Ok(Ok(())),
-            Ok(None) => {
-                let text = format!("{} ended after {at} of {size_bytes} bytes", route.address);
-                return Ok(Err(Refusal::new(Reason::Storage, text)));
-            }
-            Err(refusal) => return Ok(Err(refusal)),
+        match hosts.read(routes, content, range).await {
+            Err(refusal) if round == ROUNDS => return Err(refusal),
+            Err(_) => tokio::time::sleep(ROUND_PAUSE).await,
+            Ok(bytes) => return Ok(bytes),
         }
+        round += 1;
     }
 }

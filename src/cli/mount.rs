@@ -87,6 +87,7 @@ pub(super) fn config(
         guard.insert(1, "--system-log".into());
     }
     Ok(isotope_fs::Config {
+        read_timeout: isotope_fs::READ_TIMEOUT,
         mountpoint: mountpoint.to_owned(),
         catalog: daemon::uri(catalog)?,
         source: String::new(),

@@ -4,12 +4,10 @@
 
 use blake3::Hasher;
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+pub use isotope_proto::proof::GROUP_BYTES;
 
-/// Bytes of a group, the smallest range that can be checked by itself: 16 chunks, which is also
-/// as many as the widest instructions take at once. A power of two, as the tree needs.
-pub const GROUP_BYTES: u64 = 16 << 10;
 /// Bytes of one inner node in the outboard.
-pub(super) const PAIR_BYTES: u64 = 64;
+pub(super) const PAIR_BYTES: u64 = isotope_proto::proof::PAIR_BYTES as u64;
 
 /// A chaining value, or the root.
 pub(super) type Value = [u8; 32];

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use isotope_proto::cluster::Watcher;
-use isotope_proto::id::{ImageId, Incarnation, Revision, SessionId};
+use isotope_proto::id::{ImageId, Incarnation, Revision, SessionId, VolumeId};
 use isotope_proto::pb::feed_service_server::FeedService;
 use isotope_proto::pb::{self, watch_event::Event};
 use isotope_proto::wire::Malformed;
@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::STREAM_MAX;
 use crate::Core;
+use crate::verifying::suspect;
 
 /// A watcher that hears nothing for a few of these knows that it is cut off.
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -58,6 +59,19 @@ impl FeedService for Watches {
         let images: HashSet<ImageId> = images.collect::<Result<_, _>>()?;
         self.0.leases.hold(session, images, Instant::now());
         Ok(Response::new(pb::HoldReply {}))
+    }
+
+    async fn report_wrong_copy(
+        &self,
+        request: Request<pb::ReportWrongCopyRequest>,
+    ) -> Result<Response<pb::ReportWrongCopyReply>, Status> {
+        let request = request.into_inner();
+        let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
+        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
+        let (address, offset_bytes) = (request.address, request.offset_bytes);
+        warn!(%image, %volume, ?address, offset_bytes, "a mount got wrong bytes of an image; the file is read whole");
+        suspect(&self.0, image, volume);
+        Ok(Response::new(pb::ReportWrongCopyReply {}))
     }
 }
 

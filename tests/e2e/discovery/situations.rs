@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Said;
 use crate::harness::hosts::{Host, Network};
-use crate::harness::{Part, World, eventually, text, write_image};
+use crate::harness::{World, eventually, text, write_image};
 
 fn say(host: &Host<'_>, url: &str, args: &[&str]) -> Said {
     host.run(&[&["--server", url], args].concat()).into()
@@ -229,7 +229,9 @@ fn a_node_that_waits_before_it_connects_again_is_asked_to_do_so_now() {
     let mut catalog = Some(catalog);
     // On a host that is starved of its processor the two seconds for asking may not be enough.
     let asked_and_scanned = (0..ROUNDS_MAX).any(|_| {
-        drop(catalog.take().map(Part::kill));
+        if let Some(catalog) = catalog.take() {
+            catalog.kill();
+        }
         // By now it tries every three seconds.
         thread::sleep(Duration::from_secs(7));
         let asked_before = world.log("agent-a.log").matches(ASKED).count();
