@@ -203,8 +203,9 @@ impl Hosts {
 
     fn need_company(&self, asked: &[Attempt<'_>], next: &Route, now: Instant) -> bool {
         let is_slow = |it: &Attempt<'_>| {
-            let slower_still =
-                || self.with_health(|it_| it_.is_slower(&next.address, &it.route.address, now));
+            let slower_still = || {
+                self.with_health(|health| health.is_slower(&next.address, &it.route.address, now))
+            };
             it.is_slow(now) && !slower_still()
         };
         asked.iter().all(|it| it.is_silent(HEDGE_AFTER, now) || is_slow(it))
@@ -219,7 +220,7 @@ impl Hosts {
                 let (bytes, took) = (winner.progress.bytes(), took(winner));
                 health.measured(&winner.route.address, bytes, took, now);
             }
-            for it in others {
+            for it in others.iter().filter(|it| !it.is_silent(HEDGE_AFTER, now)) {
                 health.measured(&it.route.address, it.progress.bytes(), took(it), now);
             }
         });
@@ -297,3 +298,6 @@ fn final_verdict(verdicts: Vec<Refusal>) -> Option<FsError> {
         () => FsError::Unreachable(texts()),
     })
 }
+
+#[cfg(test)]
+mod tests;

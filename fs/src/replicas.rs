@@ -74,7 +74,7 @@ impl Health {
         self.liars.insert((route.address.clone(), route.image), now);
     }
 
-    fn is_shunned(&self, address: &str, image: ImageId, now: Instant) -> bool {
+    pub(crate) fn is_shunned(&self, address: &str, image: ImageId, now: Instant) -> bool {
         // Most often there are none.
         let lied = || self.liars.get(&(address.to_owned(), image));
         !self.liars.is_empty()
@@ -86,7 +86,7 @@ impl Health {
     }
 
     /// In steps of four times, for a difference that is worth going elsewhere.
-    fn slowness(&self, address: &str, now: Instant) -> u32 {
+    pub(crate) fn slowness(&self, address: &str, now: Instant) -> u32 {
         let speed = self.hosts.get(address).and_then(|host| host.speed);
         let known = speed.filter(|(_, at)| now.saturating_duration_since(*at) < SPEED_KEPT);
         known.map_or(0, |(speed, _)| (FAST_BYTES_PER_S / speed.max(1)).max(1).ilog2() / 2)
