@@ -236,9 +236,10 @@ impl Hosts {
                 refusal
             }
             Fault::Said(refusal) if refusal.reason == Reason::WrongBytes => {
-                warn!(image = %route.image, volume = %route.volume, reason = %refusal, "a copy sent wrong bytes; it is passed over and reported");
-                self.with_health(|health| health.lied(route, Instant::now()));
-                self.report(route, range);
+                if self.with_health(|health| health.lied(route, Instant::now())) {
+                    warn!(image = %route.image, volume = %route.volume, reason = %refusal, "a copy sent wrong bytes; it is passed over and reported");
+                    self.report(route, range);
+                }
                 refusal
             }
             Fault::Said(refusal) => {

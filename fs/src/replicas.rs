@@ -7,8 +7,8 @@ use isotope_proto::id::{ImageId, VolumeId};
 
 use crate::tree::{ImageNode, Tree};
 
-/// A copy that sent wrong bytes is left alone for so long; by then its agent has read it whole.
-const LIAR_SHUNNED: Duration = Duration::from_secs(600);
+/// A copy that sent wrong bytes is asked last for so long; by then its agent has read it whole.
+const LIAR_LAST: Duration = Duration::from_secs(600);
 /// A measured speed is believed for so long: networks and disks recover.
 const SPEED_KEPT: Duration = Duration::from_secs(60);
 /// Hosts of this speed and above are as good as one another.
@@ -69,16 +69,18 @@ impl Health {
         *speed = Some((kept.map_or(found, |(before, _)| before.midpoint(found)), now));
     }
 
-    /// It sent bytes that are not the image's.
-    pub(crate) fn lied(&mut self, route: &Route, now: Instant) {
+    /// It sent bytes that are not the image's. True if that was not known.
+    pub(crate) fn lied(&mut self, route: &Route, now: Instant) -> bool {
+        let newly = !self.has_lied(&route.address, route.image, now);
         self.liars.insert((route.address.clone(), route.image), now);
+        newly
     }
 
-    pub(crate) fn is_shunned(&self, address: &str, image: ImageId, now: Instant) -> bool {
+    pub(crate) fn has_lied(&self, address: &str, image: ImageId, now: Instant) -> bool {
         // Most often there are none.
         let lied = || self.liars.get(&(address.to_owned(), image));
         !self.liars.is_empty()
-            && lied().is_some_and(|at| now.saturating_duration_since(*at) < LIAR_SHUNNED)
+            && lied().is_some_and(|at| now.saturating_duration_since(*at) < LIAR_LAST)
     }
 
     pub(crate) fn bad_since(&self, address: &str) -> Option<Instant> {
@@ -98,10 +100,10 @@ impl Health {
     }
 }
 
-/// All ways to an image, best first: hosts that did not fail, then those the catalogue is connected
+/// All ways to an image, best first: copies that sent no wrong bytes, hosts that did not fail, then those the catalogue is connected
 /// to, then this host (`here` is its name), then those that were fast. The others come last, not
 /// never: the mount may see a host that the catalogue does not. Among equals, the image's own files
-/// come before those of others with its bytes. Copies that sent wrong bytes are left out.
+/// come before those of others with its bytes.
 pub(crate) fn routes(
     tree: &Tree,
     image: &ImageNode,
@@ -116,13 +118,11 @@ pub(crate) fn routes(
     for (kin, image) in all {
         for &volume in image.volumes.iter() {
             for node in tree.holders(volume) {
-                if health.is_shunned(&node.address, image.id, now) {
-                    continue;
-                }
+                let lied = health.has_lied(&node.address, image.id, now);
                 let bad = health.bad_since(&node.address).is_some();
                 let slowness = health.slowness(&node.address, now);
                 let away = !connected.contains(&node.id);
-                let rank = (bad, away, node.host != here, slowness, kin);
+                let rank = (lied, bad, away, node.host != here, slowness, kin);
                 let address = node.address.clone();
                 ranked.push((rank, Route { image: image.id, volume, address }));
             }
@@ -264,15 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_sent_wrong_bytes_is_not_asked_for_a_while() {
-        let mut tree = hosts(2, &[1, 2]);
+    fn a_copy_that_sent_wrong_bytes_is_asked_last_for_a_while() {
+        let mut tree = hosts(2, &[1]);
         let record = image(9, 7, &[1, 2]);
         tree.load(Record::Image(record.clone()));
         let Some(Inode::Image(image)) = tree.get(record.ino) else { panic!("an image") };
         let (mut health, now) = (Health::default(), Instant::now());
-        let first = routes(&tree, image, &health, "", now).remove(0);
-        health.lied(&first, now);
-        let left = |now| routes(&tree, image, &health, "", now).len();
-        assert_eq!((left(now), left(now + LIAR_SHUNNED)), (1, 2));
+        let first = |health: &Health, now| routes(&tree, image, health, "", now).remove(0);
+        let liar = first(&health, now);
+        assert!(health.lied(&liar, now));
+        assert!(!health.lied(&liar, now), "known already");
+        assert_ne!(first(&health, now), liar, "even one that is not connected comes before it");
+        assert_eq!(first(&health, now + LIAR_LAST), liar);
     }
 }

@@ -22,6 +22,7 @@ mod pjdfs;
 mod placement;
 mod races;
 mod random_writes;
+mod reading;
 mod recovery;
 mod replacing;
 mod semantics;

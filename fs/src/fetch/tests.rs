@@ -143,9 +143,10 @@ impl World {
         let mut routes: Vec<Route> = self.agents.iter().map(route).collect();
         let now = Instant::now();
         self.hosts.with_health(|health| {
-            routes.retain(|it| !health.is_shunned(&it.address, it.image, now));
             routes.sort_by_key(|it| {
-                (health.bad_since(&it.address).is_some(), health.slowness(&it.address, now))
+                let lied = health.has_lied(&it.address, it.image, now);
+                let bad = health.bad_since(&it.address).is_some();
+                (lied, bad, health.slowness(&it.address, now))
             });
         });
         routes

@@ -158,9 +158,14 @@ impl Host<'_> {
 
     /// A mount on the directory `NAME.mnt`, once it is mounted.
     pub(crate) fn mount(&self, url: &str) -> (Part, PathBuf) {
+        self.mount_with(url, &[])
+    }
+
+    pub(crate) fn mount_with(&self, url: &str, args: &[&str]) -> (Part, PathBuf) {
         let path = self.world.mount_point(&format!("{}.mnt", self.name));
         let log = format!("mount-{}.log", self.name);
-        let part = self.start(&log, &["mount", text(&path), "--catalog", url]);
+        let args = [&["mount", text(&path), "--catalog", url], args].concat();
+        let part = self.start(&log, &args);
         part.wait_for("mounted");
         (part, path)
     }
@@ -174,6 +179,22 @@ impl Host<'_> {
     pub(crate) fn cut_off_from(&self, other: &Host<'_>) {
         let other = &other.address;
         self.lose(&format!("ip saddr {other}"), &format!("ip daddr {other}"));
+    }
+
+    /// From now on so many packets of a hundred are lost, whichever.
+    pub(crate) fn lose_some(&self, percent: u32) {
+        let some = format!("numgen random mod 100 < {percent}");
+        self.lose(&format!("iifname eth0 {some}"), &format!("oifname eth0 {some}"));
+    }
+
+    /// From now on what this host sends goes out at a modem's pace.
+    pub(crate) fn slow_down(&self) {
+        let tbf = "tc qdisc add dev eth0 root tbf rate 2mbit burst 32kb latency 200ms";
+        done(inside(&self.namespace).args(tbf.split(' ')));
+    }
+
+    pub(crate) fn speed_up(&self) {
+        done(inside(&self.namespace).args("tc qdisc del dev eth0 root".split(' ')));
     }
 
     fn lose(&self, coming: &str, going: &str) {
