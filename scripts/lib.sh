@@ -24,7 +24,8 @@ reason_for() {
         xorriso | genisoimage | udftools) echo 'makes ISOs' ;;
         osinfo-db) echo 'knows which media are whose' ;;
         qemu-system-x86) echo 'boots an ISO from the mount' ;;
-        qemu-utils | rsync | curl) echo 'stores files through the mount' ;;
+        curl) echo 'reads over HTTP, and stores files through the mount' ;;
+        qemu-utils | rsync) echo 'stores files through the mount' ;;
         fio) echo 'writes and verifies' ;;
         e2fsprogs) echo 'makes small and read-only volumes' ;;
         btrfs-progs) echo 'makes volumes with quotas' ;;

@@ -23,6 +23,7 @@ mod status;
 mod trash;
 mod tree;
 mod up;
+mod url;
 mod verify;
 mod views;
 
@@ -77,6 +78,7 @@ enum Command {
     Mv(mv::MvArgs),
     Ln(ln::LnArgs),
     Get(get::GetArgs),
+    Url(url::UrlArgs),
     Trash(trash::TrashArgs),
     Scan(scan::ScanArgs),
     Verify(verify::VerifyArgs),
@@ -146,6 +148,7 @@ async fn dispatch(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Mv(args) => mv::cmd_mv(&args, context).await,
         Command::Ln(args) => ln::cmd_ln(&args, context).await,
         Command::Get(args) => get::cmd_get(&args, context).await,
+        Command::Url(args) => url::cmd_url(&args, context).await,
         Command::Scan(args) => scan::cmd_scan(&args, context).await,
         Command::Verify(args) => verify::cmd_verify(&args, context).await,
         Command::Scrub(args) => verify::cmd_scrub(&args, context).await,

@@ -144,7 +144,8 @@ fn open_code(error: &OpenError) -> u8 {
         | OpenError::NotOurs(_)
         | OpenError::Newer { .. }
         | OpenError::Migrate { .. }
-        | OpenError::Sqlite { .. } => FAILURE,
+        | OpenError::Sqlite { .. }
+        | OpenError::Random(_) => FAILURE,
     }
 }
 

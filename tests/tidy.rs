@@ -75,6 +75,7 @@ fn each_library_is_named_where_it_belongs() {
                 "fs/src/attr.rs",
             ],
         ),
+        ("axum::", &["agent/src/http", "catalog/src/service/http.rs"]),
         ("anyhow", &["src/"]),
         (
             "SystemTime::now",

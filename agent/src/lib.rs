@@ -13,6 +13,7 @@ mod follow;
 mod hasher;
 mod hints;
 mod host;
+mod http;
 /// For fuzz targets and tests; no part of the agent's interface.
 #[doc(hidden)]
 pub mod identify;
@@ -177,6 +178,7 @@ impl Agent {
         let follower =
             follow::Follower { volumes: self.host.volumes.clone(), catalog: self.catalog.clone() };
         let follower = tokio::spawn(follower.run());
+        let url_key = Arc::<http::ToldKey>::default();
         let session = session::Session {
             node: self.node,
             boot: self.boot,
@@ -185,6 +187,7 @@ impl Agent {
             hashing: self.hashing,
             shown: Arc::clone(&self.host.catalog),
             wake: Arc::clone(&self.host.wake),
+            url_key: Arc::clone(&url_key),
             stop: stop.clone(),
         };
         let session = tokio::spawn(session.run());
@@ -198,7 +201,7 @@ impl Agent {
         };
         let stopped = stop.clone();
         let incoming = listener::listen(self.listener, self.host.clone(), stop.clone());
-        let server = service::server(self.host, passing).serve_with_incoming_shutdown(
+        let server = service::server(self.host, passing, url_key).serve_with_incoming_shutdown(
             incoming,
             async move {
                 stopped.cancelled().await;

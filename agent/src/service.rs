@@ -1,4 +1,4 @@
-//! The agent's gRPC services: decode, call, encode.
+//! The agent's gRPC services: decode, call, encode; on the same port `http.rs` answers HTTP/1.1.
 
 mod host;
 
@@ -19,15 +19,17 @@ use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::content;
 use crate::host::Host;
+use crate::http::ToldKey;
 use crate::passing::Passing;
 use crate::stage::Staged;
 use crate::volumes::Volumes;
+use crate::{content, http};
 
 /// How long open reads get to end after a stop was asked for.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -41,18 +43,20 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const WRITES_AHEAD: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-pub(crate) fn server(shared: Host, passing: Arc<Passing>) -> Router {
+pub(crate) fn server(shared: Host, passing: Arc<Passing>, url_key: Arc<ToldKey>) -> Router {
     let Host { volumes, node, .. } = shared.clone();
     let stage = StageServiceServer::new(Stage { volumes, node, passing });
+    let services = Routes::new(ContentServiceServer::new(Content { host: shared.clone() }))
+        .add_service(HostServiceServer::new(host::Hosts(shared.clone())))
+        .add_service(stage.max_decoding_message_size(MESSAGE_BYTES_MAX));
     Server::builder()
+        .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(ContentServiceServer::new(Content { host: shared.clone() }))
-        .add_service(HostServiceServer::new(host::Hosts(shared)))
-        .add_service(stage.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_routes(http::beside(services, shared, url_key))
 }
 
 struct Content {

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use crate::hasher::{self, Hashing};
 use crate::hints::Hint;
+use crate::http::ToldKey;
 use crate::lookout::{Lookouts, Offers};
 use crate::stage;
 use crate::tell::Link;
@@ -56,6 +57,7 @@ pub(crate) struct Session {
     pub(crate) shown: Arc<watch::Sender<Option<Catalog>>>,
     /// Somebody asks for a session now.
     pub(crate) wake: Arc<tokio::sync::Notify>,
+    pub(crate) url_key: Arc<ToldKey>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -216,6 +218,7 @@ impl Talk<'_> {
                     Incarnation::try_from(&*welcome.incarnation).map_err(Malformed::from)?;
                 info!(catalog = %self.session.catalog.uri(), "connected to the catalogue");
                 kept.wait = RETRY_MIN;
+                self.session.url_key.hear(&welcome.url_key);
                 self.incarnation = Some(incarnation);
                 self.session.shown.send_replace(Some(self.client.clone()));
             }

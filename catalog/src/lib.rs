@@ -25,6 +25,7 @@ mod service;
 mod sharing;
 mod store;
 mod uploads;
+mod urls;
 mod verifying;
 
 use std::net::SocketAddr;

@@ -1,9 +1,10 @@
-//! The catalogue's gRPC services: decode, call, encode. No rule lives here.
+//! The catalogue's gRPC services, and HTTP beside them: decode, call, encode. No rule lives here.
 
 mod agents;
 mod backup;
 mod cluster;
 mod feed;
+mod http;
 mod library;
 mod uploads;
 
@@ -14,6 +15,7 @@ use isotope_proto::pb::cluster_service_server::ClusterServiceServer;
 use isotope_proto::pb::feed_service_server::FeedServiceServer;
 use isotope_proto::pb::library_service_server::LibraryServiceServer;
 use isotope_proto::pb::upload_service_server::UploadServiceServer;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
@@ -33,12 +35,14 @@ pub(crate) fn server(core: &Core) -> Router {
     let cluster = ClusterServiceServer::new(cluster::Cluster(core.clone()));
     let uploads = UploadServiceServer::new(uploads::Uploads(core.clone()));
     let agents = AgentServiceServer::new(agents::Agents(core.clone()));
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(library.max_decoding_message_size(MESSAGE_BYTES_MAX))
+    let services = Routes::new(library.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(feed)
         .add_service(cluster)
         .add_service(uploads)
-        .add_service(agents.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(agents.max_decoding_message_size(MESSAGE_BYTES_MAX));
+    Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(http::beside(services, core.clone()))
 }

@@ -4,6 +4,7 @@
 mod aside;
 mod backup;
 mod images;
+mod key;
 mod log;
 mod open;
 mod replace;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use isotope_proto::change::{Change, Record};
 use isotope_proto::id::{Incarnation, RequestId, Revision};
 use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::signature::UrlKey;
 use isotope_proto::time::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -48,6 +50,7 @@ struct Shared {
     permits: Semaphore,
     feed: Feed,
     state: PathBuf,
+    url_key: UrlKey,
     /// For the one copy that may be made at a time.
     copying: Arc<Semaphore>,
     /// Held for the life of the process: two catalogues on one database would both write.
@@ -76,6 +79,7 @@ impl Store {
             permits: Semaphore::new(READERS),
             feed: feed.clone(),
             state: state.to_owned(),
+            url_key: opened.url_key,
             copying: Arc::new(Semaphore::new(1)),
             _lock: opened.lock,
         };
@@ -84,6 +88,11 @@ impl Store {
 
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.shared.feed.incarnation()
+    }
+
+    /// What URLs of images are signed with.
+    pub(crate) fn url_key(&self) -> &UrlKey {
+        &self.shared.url_key
     }
 
     /// Carries out a change, once for each request id, and answers when it is durable.
@@ -254,7 +263,7 @@ pub(crate) mod tests {
     async fn what_is_acknowledged_outlives_the_process() {
         let (store, dir) = store().await;
         let change = store.commit(None, make("kept")).await.expect("made").change;
-        let incarnation = store.incarnation();
+        let (incarnation, url_key) = (store.incarnation(), store.url_key().clone());
         drop(store);
         // The writer ends once it has seen that nobody can ask any more.
         let reopened = (0..100).find_map(|_| {
@@ -263,6 +272,7 @@ pub(crate) mod tests {
         });
         let (store, feed) = reopened.expect("the lock is free");
         assert_eq!(store.incarnation(), incarnation);
+        assert!(*store.url_key() == url_key, "URLs that were signed hold");
         assert_eq!(feed.newest(), change.revision);
         let changes = store.changes_after(Revision(1), 10).await.expect("read");
         assert_eq!(changes, Some(vec![(*change).clone()]));

@@ -15,9 +15,11 @@ pub mod range;
 pub mod refusal;
 pub mod report;
 pub mod sidecar;
+pub mod signature;
 pub mod time;
 pub mod tree;
 pub mod upload;
+pub mod web;
 pub mod wire;
 
 /// Messages and services as generated from `isotope/v1/*.proto`.

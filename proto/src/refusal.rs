@@ -1,7 +1,8 @@
-//! Why a request was refused, and how that travels: the only table between refusals and gRPC
-//! statuses. The reason travels by name, so that the far side has the situation back exactly;
+//! Why a request was refused, and how that travels: the only table between refusals and the
+//! statuses of gRPC and HTTP. The reason travels by name, so that the far side has the situation back exactly;
 //! the text says what was being done to what.
 
+use tonic::codegen::http::StatusCode;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -11,7 +12,7 @@ use crate::name::InvalidName;
 const DOMAIN: &str = "isotope";
 
 macro_rules! refusals {
-    ($($(#[$doc:meta])* $reason:ident, $wire:literal, $code:ident;)*) => {
+    ($($(#[$doc:meta])* $reason:ident, $wire:literal, $code:ident, $http:ident;)*) => {
         /// The situation in which a request is refused.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $reason,)* }
@@ -29,56 +30,62 @@ macro_rules! refusals {
             fn code(self) -> Code {
                 match self { $(Self::$reason => Code::$code,)* }
             }
+
+            /// Its status in HTTP (RFC 9110 §15).
+            #[must_use]
+            pub fn http(self) -> StatusCode {
+                match self { $(Self::$reason => StatusCode::$http,)* }
+            }
         }
     };
 }
 
 refusals! {
     /// The name, path or id leads to nothing.
-    NotFound, "NOT_FOUND", NotFound;
+    NotFound, "NOT_FOUND", NotFound, NOT_FOUND;
     /// The target's name is taken.
-    Exists, "EXISTS", AlreadyExists;
+    Exists, "EXISTS", AlreadyExists, CONFLICT;
     /// A folder was needed, an image is there.
-    NotAFolder, "NOT_A_FOLDER", FailedPrecondition;
+    NotAFolder, "NOT_A_FOLDER", FailedPrecondition, NOT_FOUND;
     /// An image was needed, a folder is there.
-    IsAFolder, "IS_A_FOLDER", FailedPrecondition;
-    NotEmpty, "NOT_EMPTY", FailedPrecondition;
+    IsAFolder, "IS_A_FOLDER", FailedPrecondition, NOT_FOUND;
+    NotEmpty, "NOT_EMPTY", FailedPrecondition, CONFLICT;
     /// An image has as many names as it can have.
-    TooManyLinks, "TOO_MANY_LINKS", FailedPrecondition;
+    TooManyLinks, "TOO_MANY_LINKS", FailedPrecondition, CONFLICT;
     /// A folder would come to lie in itself.
-    IntoItself, "INTO_ITSELF", InvalidArgument;
+    IntoItself, "INTO_ITSELF", InvalidArgument, BAD_REQUEST;
     /// A folder would lie below the deepest level.
-    TooDeep, "TOO_DEEP", InvalidArgument;
-    NameTooLong, "NAME_TOO_LONG", InvalidArgument;
+    TooDeep, "TOO_DEEP", InvalidArgument, BAD_REQUEST;
+    NameTooLong, "NAME_TOO_LONG", InvalidArgument, BAD_REQUEST;
     /// A name or path that no file system can hold.
-    InvalidName, "INVALID_NAME", InvalidArgument;
+    InvalidName, "INVALID_NAME", InvalidArgument, BAD_REQUEST;
     /// A message that says nothing sensible.
-    Malformed, "MALFORMED", InvalidArgument;
+    Malformed, "MALFORMED", InvalidArgument, BAD_REQUEST;
     /// Not done by this release, or not to this object.
-    NotPermitted, "NOT_PERMITTED", PermissionDenied;
+    NotPermitted, "NOT_PERMITTED", PermissionDenied, FORBIDDEN;
     /// The file is no longer the one that was catalogued.
-    Replaced, "REPLACED", FailedPrecondition;
+    Replaced, "REPLACED", FailedPrecondition, CONFLICT;
     /// Its bytes are not those of the image.
-    WrongBytes, "WRONG_BYTES", DataLoss;
+    WrongBytes, "WRONG_BYTES", DataLoss, CONFLICT;
     /// The range lies past the end.
-    OutOfRange, "OUT_OF_RANGE", OutOfRange;
+    OutOfRange, "OUT_OF_RANGE", OutOfRange, RANGE_NOT_SATISFIABLE;
     /// No room on the volume, or on any.
-    NoSpace, "NO_SPACE", ResourceExhausted;
+    NoSpace, "NO_SPACE", ResourceExhausted, INSUFFICIENT_STORAGE;
     /// The volume cannot be written to.
-    ReadOnly, "READ_ONLY", FailedPrecondition;
-    QuotaExceeded, "QUOTA_EXCEEDED", ResourceExhausted;
+    ReadOnly, "READ_ONLY", FailedPrecondition, FORBIDDEN;
+    QuotaExceeded, "QUOTA_EXCEEDED", ResourceExhausted, INSUFFICIENT_STORAGE;
     /// Larger than the volume's file system can hold in one file.
-    TooLarge, "TOO_LARGE", OutOfRange;
+    TooLarge, "TOO_LARGE", OutOfRange, PAYLOAD_TOO_LARGE;
     /// Somebody else is writing it, or has it open.
-    InUse, "IN_USE", FailedPrecondition;
+    InUse, "IN_USE", FailedPrecondition, CONFLICT;
     /// A limit is reached; later it may work.
-    Busy, "BUSY", ResourceExhausted;
+    Busy, "BUSY", ResourceExhausted, SERVICE_UNAVAILABLE;
     /// The part that would do it cannot be reached or is stopping.
-    Unavailable, "UNAVAILABLE", Unavailable;
+    Unavailable, "UNAVAILABLE", Unavailable, SERVICE_UNAVAILABLE;
     /// It took longer than its deadline.
-    TimedOut, "TIMED_OUT", DeadlineExceeded;
+    TimedOut, "TIMED_OUT", DeadlineExceeded, GATEWAY_TIMEOUT;
     /// The disk or the database failed.
-    Storage, "STORAGE", Internal;
+    Storage, "STORAGE", Internal, INTERNAL_SERVER_ERROR;
 }
 
 /// A refused request: the situation, and the sentence for people.

@@ -51,7 +51,7 @@ impl Two {
 }
 
 /// Changes one byte, and nothing that a stamp would show.
-fn rot(path: &Path, offset: u64) {
+pub(crate) fn rot(path: &Path, offset: u64) {
     let modified = fs::metadata(path).expect("a file").modified().expect("a time");
     let file = File::options().read(true).write(true).open(path).expect("opened");
     let mut byte = [0];

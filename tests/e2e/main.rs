@@ -12,6 +12,7 @@ mod flushing;
 mod harness;
 mod hashing;
 mod hosts;
+mod http;
 mod hypervisors;
 mod instant;
 mod library;

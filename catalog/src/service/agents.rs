@@ -59,6 +59,7 @@ impl AgentService for Agents {
         let (out, stream) = mpsc::channel(STREAM_MAX);
         let welcome = catalog_message::Message::Welcome(pb::Welcome {
             incarnation: self.0.store.incarnation().into(),
+            url_key: self.0.store.url_key().as_bytes().to_vec(),
         });
         let _ = out.send(Ok(pb::CatalogMessage { message: Some(welcome) })).await;
         tokio::spawn(session.run(messages, commands, out));

@@ -1,23 +1,26 @@
 //! The tree: look, list, change.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use isotope_proto::id::{ImageId, Ino, RequestId};
 use isotope_proto::name::{EntryName, LibraryPath};
 use isotope_proto::pb::library_service_server::LibraryService;
 use isotope_proto::pb::{self, listing, stat_request};
 use isotope_proto::refusal::{Reason, Refusal};
+use isotope_proto::signature::TTL_MAX;
+use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, FOLDER_MODE, FolderRef, Place, RenameMode};
-use isotope_proto::wire::Malformed;
+use isotope_proto::web;
+use isotope_proto::wire::{Malformed, time_out};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::STREAM_MAX;
-use crate::Core;
 use crate::library::{self, Node};
 use crate::store::{Outcome, Rows, Verb};
-use crate::uploads;
+use crate::urls::{self, Wanted};
+use crate::{Core, clock, uploads};
 
 /// Entries read at once for a list.
 const PAGE_MAX: usize = 1000;
@@ -313,5 +316,29 @@ impl LibraryService for Library {
             }
             _ => Err(Refusal::new(Reason::Storage, "nothing was purged").into()),
         }
+    }
+
+    async fn sign_url(
+        &self,
+        request: Request<pb::SignUrlRequest>,
+    ) -> Result<Response<pb::SignedUrl>, Status> {
+        let request = request.into_inner();
+        let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
+        let ttl = Duration::from_secs(request.ttl_seconds);
+        if ttl.is_zero() || ttl > TTL_MAX {
+            let text = "a URL holds for a second at least, and for 30 days at most";
+            return Err(Refusal::new(Reason::Malformed, text).into());
+        }
+        let found = urls::find(&self.0, Wanted::Image(image)).await?;
+        let key = self.0.store.url_key();
+        let expires = clock::now().since_epoch().0 + ttl.as_secs();
+        let signed = |url: String, image| format!("{url}?{}", key.query(image, expires));
+        let agent = found.at_agent(&found.name).ok().map(|(image, url)| signed(url, image));
+        let expire_time = Timestamp::from_parts(i64::try_from(expires).unwrap_or(i64::MAX), 0);
+        Ok(Response::new(pb::SignedUrl {
+            path: signed(web::content_path(found.image, &found.name), found.image),
+            expire_time: time_out(expire_time),
+            agent_url: agent,
+        }))
     }
 }

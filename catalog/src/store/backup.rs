@@ -325,6 +325,10 @@ mod tests {
         assert!(!look(&place, "later").1 && look(&kept, "later").1);
         let (store, _) = Store::open(state, now).expect("opened");
         assert_eq!(store.incarnation(), restored.incarnation);
+        let backup_db = Connection::open(&backup).expect("opened");
+        let sql = "SELECT url_key FROM catalog";
+        let key = backup_db.query_row(sql, [], |row| row.get::<_, [u8; 32]>(0));
+        assert_eq!(store.url_key().as_bytes(), &key.expect("a key"), "signed URLs hold");
         assert!(!fs::metadata(&place).expect("there").permissions().readonly());
         let refused = restore(&backup, state, now, 7);
         assert!(matches!(refused, Err(RestoreError::Open(OpenError::InUse(_)))), "{refused:?}");

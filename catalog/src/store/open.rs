@@ -4,10 +4,12 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use isotope_proto::id::{Incarnation, Ino, Revision};
+use isotope_proto::signature::UrlKey;
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{DEFAULT_FOLDERS, FOLDER_MODE};
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
+use super::key;
 use super::rows::sql_int;
 
 mod embedded {
@@ -56,6 +58,8 @@ pub enum OpenError {
     Migrate { path: PathBuf, error: Box<refinery::Error> },
     #[error("cannot open {path}: {error}")]
     Sqlite { path: PathBuf, error: rusqlite::Error },
+    #[error("the system gives no random numbers for a key: {0}")]
+    Random(getrandom::Error),
 }
 
 impl OpenError {
@@ -73,6 +77,7 @@ pub(super) struct Opened {
     pub(super) connection: Connection,
     pub(super) incarnation: Incarnation,
     pub(super) revision: Revision,
+    pub(super) url_key: UrlKey,
     pub(super) lock: File,
     path: PathBuf,
 }
@@ -106,6 +111,7 @@ pub(super) fn open(state: &Path, now: Timestamp) -> Result<Opened, OpenError> {
     configure(&connection).map_err(sqlite)?;
     migrate(&mut connection, &path)?;
     begin_life(&mut connection, now).map_err(sqlite)?;
+    let url_key = key::ensure(&connection, sqlite)?;
     let (incarnation, revision) = connection
         .query_row("SELECT incarnation, revision FROM catalog", [], |row| {
             Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, i64>(1)?))
@@ -115,6 +121,7 @@ pub(super) fn open(state: &Path, now: Timestamp) -> Result<Opened, OpenError> {
         connection,
         incarnation: Incarnation::from_bytes(incarnation),
         revision: Revision(revision.unsigned_abs()),
+        url_key,
         lock,
         path,
     })
