@@ -73,6 +73,8 @@ fn each_library_is_named_where_it_belongs() {
                 "fs/src/session.rs",
                 "fs/src/notify.rs",
                 "fs/src/attr.rs",
+                "fs/src/opening.rs",
+                "fs/src/passthrough.rs",
             ],
         ),
         ("anyhow", &["src/"]),

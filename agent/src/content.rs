@@ -62,7 +62,11 @@ pub(crate) async fn read(
     Ok(receiver)
 }
 
-fn open(volume: &Volume, node: NodeId, image: ImageId) -> Result<(File, Stamp), Refusal> {
+pub(crate) fn open(
+    volume: &Volume,
+    node: NodeId,
+    image: ImageId,
+) -> Result<(File, Stamp), Refusal> {
     let offline = |reason| Refusal::new(Reason::Unavailable, reason);
     let root = volume.root().map_err(offline)?;
     open_known(volume, &root, image).or_else(|refusal| {

@@ -61,6 +61,16 @@ pub enum Beneath {
     LeftAlone,
 }
 
+/// How images are read that lie on this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Local {
+    /// By the kernel from their files, where that can be.
+    #[default]
+    PassedThrough,
+    /// As those of other hosts are, through the mount, which sees each byte.
+    Verified,
+}
+
 /// A user or group, by number or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Account {
@@ -96,6 +106,7 @@ pub struct Options {
     pub config: Option<PathBuf>,
     pub wait: Option<Wait>,
     pub beneath: Beneath,
+    pub local: Local,
 }
 
 /// What happens to an option that nobody knows.
@@ -167,6 +178,8 @@ impl Options {
             "noallow_other" => self.others = Some(Others::KeptOut),
             "immutable" => self.beneath = Beneath::Immutable,
             "noimmutable" => self.beneath = Beneath::LeftAlone,
+            "verify_local" => self.local = Local::Verified,
+            "noverify_local" => self.local = Local::PassedThrough,
             "remount" => return Err(InvalidOption::Remount),
             "bg" => return Err(InvalidOption::Background),
             // It takes a value; without one it says what is expected.
@@ -205,7 +218,7 @@ impl Options {
                 });
             }
             "ro" | "rw" | "exec" | "noexec" | "allow_other" | "noallow_other" | "immutable"
-            | "noimmutable" => {
+            | "noimmutable" | "verify_local" | "noverify_local" => {
                 let (name, value) = (name.to_owned(), value.to_owned());
                 return Err(InvalidOption::NoValue { name, value });
             }
@@ -247,6 +260,8 @@ mod tests {
         check("fmask=0111,umask=022", Options { file_mask: 0o22, folder_mask: 0o22, ..none() });
         check("allow_other,noallow_other", Options { others: Some(Others::KeptOut), ..none() });
         check("noimmutable", Options { beneath: Beneath::LeftAlone, ..none() });
+        check("verify_local", Options { local: Local::Verified, ..none() });
+        check("verify_local,noverify_local", none());
         check("timeout=0", Options { wait: Some(Wait::ForEver), ..none() });
         let five = Wait::AtMost(Duration::from_secs(5));
         check("timeout=5", Options { wait: Some(five), ..none() });

@@ -9,6 +9,7 @@ pub mod facts;
 pub mod id;
 pub mod image;
 pub mod name;
+pub mod passing;
 pub mod range;
 pub mod refusal;
 pub mod report;

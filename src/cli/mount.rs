@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use isotope_fs::options::{Options, Others, Unknown, Wait};
+use isotope_fs::options::{Local, Options, Others, Unknown, Wait};
 use isotope_fs::{Mount, resolved};
 use tokio::sync::oneshot;
 
@@ -36,6 +36,10 @@ pub(crate) struct MountArgs {
     /// Show this view in the place of the library's own tree; isotope views lists them
     #[arg(long, value_name = "NAME")]
     view: Option<String>,
+    /// Read images of this host like those of others, through the mount, which sees each byte; as
+    /// the option verify_local
+    #[arg(long)]
+    verify_local: bool,
     /// What the kernel's table shows as the source
     #[arg(long, hide = true, default_value = "")]
     source: String,
@@ -63,6 +67,9 @@ impl MountArgs {
         if self.view.is_some() {
             options.view.clone_from(&self.view);
         }
+        if self.verify_local {
+            options.local = Local::Verified;
+        }
         Ok(())
     }
 }
@@ -70,6 +77,11 @@ impl MountArgs {
 /// What the configuration says of every mount.
 pub(super) fn options(settings: &Settings) -> Options {
     Options::parse(&settings.mount.options).expect("checked when it was read")
+}
+
+/// This host's name: files of nodes on it are local.
+pub(super) fn host(settings: &Settings) -> String {
+    settings.agent.name.clone().unwrap_or_else(daemon::host_name)
 }
 
 /// How to mount; what `options` leave open is this process's and this host's.
@@ -90,7 +102,7 @@ pub(super) fn config(
         mountpoint: mountpoint.to_owned(),
         catalog: daemon::uri(catalog)?,
         source: String::new(),
-        host: context.settings.agent.name.clone().unwrap_or_else(daemon::host_name),
+        host: host(&context.settings),
         owner: owner::of(options)?,
         read_only: options.read_only,
         no_exec: options.no_exec,
@@ -99,6 +111,7 @@ pub(super) fn config(
         view: options.view.clone(),
         wait: options.wait.unwrap_or(Wait::ForEver),
         beneath: options.beneath,
+        local: options.local,
         guard,
         snapshots: Some(state.join("mount")),
     })

@@ -15,6 +15,7 @@ mod hosts;
 mod hypervisors;
 mod instant;
 mod library;
+mod local;
 mod model;
 mod mounting;
 mod parts;

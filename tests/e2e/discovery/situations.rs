@@ -229,7 +229,7 @@ fn a_node_that_waits_before_it_connects_again_is_asked_to_do_so_now() {
     let mut catalog = Some(catalog);
     // On a host that is starved of its processor the two seconds for asking may not be enough.
     let asked_and_scanned = (0..ROUNDS_MAX).any(|_| {
-        drop(catalog.take().map(Part::kill));
+        catalog.take().into_iter().for_each(Part::kill);
         // By now it tries every three seconds.
         thread::sleep(Duration::from_secs(7));
         let asked_before = world.log("agent-a.log").matches(ASKED).count();
