@@ -22,6 +22,7 @@ use crate::attr::{self, Owner};
 use crate::error::FsError;
 use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
+use crate::opening::For;
 use crate::reply::{self, or_reply, parse};
 use crate::tally::Why;
 use crate::upload::WriteAt;
@@ -251,8 +252,13 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
-        if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            self.open_to_write(ino, req.pid(), reply);
+        let what_for = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => None,
+            OpenAccMode::O_WRONLY => Some(For::Writing),
+            OpenAccMode::O_RDWR => Some(For::Both),
+        };
+        if let Some(what_for) = what_for {
+            self.open_to_write(ino, what_for, req.pid(), reply);
         } else if let Some(upload) = self.files.uploads.get(ino) {
             let handle = self.files.handles.open_for_looking(upload);
             reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);

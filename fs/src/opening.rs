@@ -11,9 +11,17 @@ use crate::errno;
 use crate::error::FsError;
 use crate::files::Files;
 use crate::modes::Slot;
-use crate::passthrough::Mode;
+use crate::passthrough::{Free, Mode};
 use crate::reader::Reader;
 use crate::reply::or_reply;
+
+/// What a file is opened for that is not opened for reading alone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum For {
+    Writing,
+    /// Many that ask for both can do without writing.
+    Both,
+}
 
 impl Adapter {
     /// For reading.
@@ -41,7 +49,7 @@ impl Adapter {
 
     /// For writing, or to be truncated. Writers go round the page cache, and so are in the way of no
     /// ordinary reader.
-    pub(crate) fn open_to_write(&self, ino: Ino, task: u32, reply: ReplyOpen) {
+    pub(crate) fn open_to_write(&self, ino: Ino, what_for: For, task: u32, reply: ReplyOpen) {
         let open = move |files: &Files, reply: ReplyOpen| {
             let handle = or_reply!(reply, files.open_for_writing(ino, task));
             reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
@@ -51,8 +59,11 @@ impl Adapter {
         }
         let files = self.files.clone();
         self.runtime.spawn(async move {
-            or_reply!(reply, files.passthrough.until_free(ino).await);
-            open(&files, reply);
+            match (files.passthrough.until_free(ino).await, what_for) {
+                (Free::Yes, _) => open(&files, reply),
+                (Free::No, For::Writing) => reply.error(errno::of(&FsError::OpenForReading)),
+                (Free::No, For::Both) => reply.error(errno::of(&FsError::PassedThrough)),
+            }
         });
     }
 }

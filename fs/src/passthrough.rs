@@ -16,7 +16,6 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use tokio::time::timeout_at;
 use tracing::{debug, info};
 
-use crate::error::FsError;
 use crate::local::{self, Missed};
 use crate::modes::{Modes, Slot};
 use crate::tally::{Tally, Way, Why};
@@ -89,6 +88,14 @@ fn stamp_now(file: &File) -> Option<Stamp> {
         size_bytes: stat.stx_size,
         mtime_ns: seconds.saturating_add(i64::from(stat.stx_mtime.tv_nsec)),
     })
+}
+
+/// Whether an inode can be opened for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Free {
+    Yes,
+    /// Somebody goes on reading it.
+    No,
 }
 
 /// A file of this host that should hold an image's bytes.
@@ -248,19 +255,16 @@ impl Passthrough {
     }
 
     /// Waits a little for that.
-    ///
-    /// # Errors
-    /// [`FsError::OpenForReading`] if somebody goes on reading it.
-    pub(crate) async fn until_free(&self, ino: Ino) -> Result<(), FsError> {
+    pub(crate) async fn until_free(&self, ino: Ino) -> Free {
         let deadline = tokio::time::Instant::now() + RELEASE_MAX;
         loop {
             let mut ended = std::pin::pin!(self.modes.ended());
             ended.as_mut().enable();
             if self.is_free(ino) {
-                return Ok(());
+                return Free::Yes;
             }
             if timeout_at(deadline, ended).await.is_err() {
-                return if self.is_free(ino) { Ok(()) } else { Err(FsError::OpenForReading) };
+                return if self.is_free(ino) { Free::Yes } else { Free::No };
             }
         }
     }
@@ -398,14 +402,14 @@ mod tests {
         let slot = passthrough.join(Ino(9));
         assert!(!passthrough.is_free(Ino(9)), "it may yet be passed through");
         assert!(passthrough.is_free(Ino(8)));
-        assert_eq!(passthrough.until_free(Ino(9)).await, Err(FsError::OpenForReading));
+        assert_eq!(passthrough.until_free(Ino(9)).await, Free::No);
         let waits = tokio::spawn({
             let passthrough = Arc::clone(&passthrough);
             async move { passthrough.until_free(Ino(9)).await }
         });
         tokio::task::yield_now().await;
         drop(slot);
-        assert_eq!(waits.await.expect("ended"), Ok(()));
+        assert_eq!(waits.await.expect("ended"), Free::Yes);
         let slot = passthrough.join(Ino(9));
         assert!(slot.decide_now(Mode::Ordinary(Why::NotLocal)).is_some());
         assert!(passthrough.is_free(Ino(9)), "ordinary readers are in nobody's way");

@@ -5,6 +5,7 @@ pub(crate) mod helper;
 mod owner;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -12,10 +13,12 @@ use clap::Args;
 use isotope_fs::options::{Local, Options, Others, Unknown, Wait};
 use isotope_fs::{Mount, resolved};
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Context, daemon};
 use crate::config::Settings;
 use crate::exit::Usage;
+use crate::metrics::Metrics;
 use crate::output;
 use crate::telemetry::Sink;
 
@@ -40,6 +43,12 @@ pub(crate) struct MountArgs {
     /// the option verify_local
     #[arg(long)]
     verify_local: bool,
+    /// Serve the mount's numbers there, at /metrics, for Prometheus; as the option metrics
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+    /// Allow metrics beyond loopback
+    #[arg(long)]
+    insecure: bool,
     /// What the kernel's table shows as the source
     #[arg(long, hide = true, default_value = "")]
     source: String,
@@ -70,6 +79,7 @@ impl MountArgs {
         if self.verify_local {
             options.local = Local::Verified;
         }
+        options.metrics = self.metrics.or(options.metrics);
         Ok(())
     }
 }
@@ -117,6 +127,20 @@ pub(super) fn config(
     })
 }
 
+/// Begins to serve a mount's numbers, if that was asked for; they are served until the handle is
+/// dropped.
+pub(super) async fn serve_metrics(
+    mount: &Mount,
+    address: Option<SocketAddr>,
+    insecure: bool,
+) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
+    let Some(address) = address else { return Ok(None) };
+    daemon::check_listen(address, insecure)?;
+    let metrics = Metrics::bind(address, mount.tally()).await?;
+    output::line(&format!("metrics    {}", metrics.url()?));
+    Ok(Some(AbortOnDropHandle::new(tokio::spawn(metrics.serve()))))
+}
+
 pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Result<()> {
     if args.background {
         // Whoever leads its process group is in a session of its own already.
@@ -133,6 +157,8 @@ pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Res
     }
     let config = config(&mountpoint, catalog, context, &options, &settings.state)?;
     let mount = Mount::build(isotope_fs::Config { source: args.source, ..config })?;
+    let insecure = args.insecure || settings.insecure;
+    let _metrics = serve_metrics(&mount, options.metrics, insecure).await?;
     let stop = daemon::stop_on_signal()?;
     let (ready, mounted) = oneshot::channel();
     let served = tokio::spawn(mount.serve(stop, ready));

@@ -44,6 +44,9 @@ pub(super) struct UpArgs {
     /// Read images of this host like those of others, through the mount, which sees each byte
     #[arg(long)]
     verify_local: bool,
+    /// Serve the mount's numbers there, at /metrics, for Prometheus
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Allow plaintext beyond loopback
     #[arg(long)]
     insecure: bool,
@@ -88,6 +91,8 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
     agent_args.catalog = Some(url.clone());
     let agent = Agent::build(agent_args.config(settings)?).await?;
     let mount = Mount::build(mount_config(url.clone())?)?;
+    let metrics = args.metrics.or(options.metrics);
+    let _metrics = mount::serve_metrics(&mount, metrics, insecure).await?;
     output::line(&format!("catalogue  {url}"));
     output::line(&format!("agent      {}", agent.address()));
 

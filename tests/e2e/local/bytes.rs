@@ -1,7 +1,8 @@
 //! Read in every way there is, a local image has its file's bytes, and the mount sees none of them.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -191,6 +192,46 @@ fn the_option_verify_local_reads_through_the_mount() {
         assert_eq!(opens(&mount), (0, vec!["turned_off 1".to_owned()]), "{name}");
         assert!(count(&mount, "/bytes_from_hosts") >= LEN as u64, "{}", reads(&mount));
     }
+}
+
+/// What is served at a URL like `http://IP:PORT/metrics`.
+fn scrape(url: &str) -> String {
+    let (address, path) = url.trim_start_matches("http://").split_once('/').expect("a path");
+    let mut stream = TcpStream::connect(address).expect("connected");
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    answer
+}
+
+#[test]
+fn metrics_tell_the_same_numbers() {
+    let world = World::new();
+    let pool = world.pool("isos", &["a.iso"]);
+    let (_catalog, url) = world.catalog();
+    let _agent = world.agent("a", &url, &[&pool]);
+    let mount = world.mount_point("mnt");
+    let words = ["mount", text(&mount), "--catalog", &url, "--metrics", "127.0.0.1:0"];
+    let part = world.start("mount.log", &words);
+    let metrics = part.wait_for("metrics");
+    part.wait_for("mounted");
+    let image = mount.join("other/a.iso");
+    eventually("the image", || image.is_file());
+    holds(&image, &pattern("a.iso", 300_000));
+    let told = scrape(&metrics);
+    let fetched = count(&mount, "/bytes_from_hosts");
+    for line in [
+        "HTTP/1.1 200 OK".to_owned(),
+        "isotope_fs_opens_ordinary_total{reason=\"not_local\"} 1".to_owned(),
+        format!("isotope_fs_host_read_bytes_total {fetched}"),
+    ] {
+        assert!(told.lines().any(|it| it == line), "{line}\n{told}");
+    }
+    assert!(scrape(&metrics.replace("/metrics", "/")).starts_with("HTTP/1.1 404 "));
+    // Nobody listens beyond loopback unasked.
+    let other = world.make_dir("other");
+    let refused = world.run(&["mount", text(&other), "--metrics", "0.0.0.0:0"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
 }
 
 #[test]

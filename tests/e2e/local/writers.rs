@@ -5,10 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use libc::{EPERM, ETXTBSY};
+use libc::{EPERM, EROFS, ETXTBSY};
 
 use super::{LEN, all_closed, count, passes_through, reads};
+use crate::harness::programs::within;
 use crate::harness::{World, errno, eventually, holds, pattern, same_bytes, write_image};
+
+/// A loop device has whole sectors.
+const LEN_OF_SECTORS: usize = LEN / 512 * 512;
 
 fn to_write() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -27,9 +31,17 @@ fn what_is_passed_through_is_not_opened_for_writing() {
     let reader = File::open(&image).expect("opened");
     assert_eq!(count(&mount, "/open_passed_through"), 1, "{}", reads(&mount));
     let appending = OpenOptions::new().append(true).open(&image);
-    for refused in [to_write().open(&image), appending, File::create(&image)] {
+    for refused in [appending, File::create(&image)] {
         assert_eq!(errno(refused), ETXTBSY);
     }
+    assert_eq!(errno(to_write().open(&image)), EROFS);
+    // Which has them read who would rather write.
+    let looped = format!(
+        "loop=$(losetup --find --show {0}) && trap 'losetup -d $loop' EXIT && cmp -n {LEN_OF_SECTORS} $loop {1}",
+        image.display(),
+        pool.join("iso/a.iso").display()
+    );
+    within(60, &["bash", "-c", &looped]).expect_well();
     let mut some = [0; 16];
     reader.read_exact_at(&mut some, 0).expect("it reads on");
     assert_eq!(some, pattern("a", LEN)[..16]);
