@@ -131,7 +131,10 @@ fn a_users_mount_reads_by_itself() {
     let copy = state.join("copy");
     assert_eq!(user_says(&format!("cp {image} {}", copy.display())), (true, String::new()));
     holds(&copy, &pattern("a", LEN));
-    let ask = format!("getfattr --only-values -n user.isotope.reads {}", mount.display());
+    let ask = format!(
+        "getfattr --absolute-names --only-values -n user.isotope.reads {}",
+        mount.display()
+    );
     let (_, told) = user_says(&ask);
     assert!(told.contains(r#""unprivileged":1"#), "{told}");
     assert!(told.contains(r#""opens_passed_through":0"#), "{told}");
