@@ -4,6 +4,7 @@ mod cli;
 mod client;
 mod config;
 mod exit;
+mod metrics;
 mod output;
 mod telemetry;
 

@@ -73,10 +73,13 @@ fn each_library_is_named_where_it_belongs() {
                 "fs/src/session.rs",
                 "fs/src/notify.rs",
                 "fs/src/attr.rs",
+                "fs/src/opening.rs",
+                "fs/src/passthrough.rs",
             ],
         ),
         ("axum::", &["agent/src/http", "catalog/src/service/http.rs"]),
         ("anyhow", &["src/"]),
+        ("prometheus_client", &["src/metrics.rs"]),
         (
             "SystemTime::now",
             &["src/", "catalog/src/clock.rs", "agent/src/clock.rs", "fs/src/clock.rs"],

@@ -191,11 +191,11 @@ impl Agent {
             stop: stop.clone(),
         };
         let session = tokio::spawn(session.run());
-        let passing = Arc::<Passing>::default();
+        let passing = Arc::new(Passing::new(self.host.volumes.clone(), self.host.node));
         let passed = match Passing::listen(&address) {
             Ok(listener) => Some(tokio::spawn(Arc::clone(&passing).serve(listener))),
             Err(error) => {
-                warn!(%error, "programs of this host store over the network, too");
+                warn!(%error, "programs of this host read and store over the network, too");
                 None
             }
         };

@@ -22,13 +22,18 @@ use crate::attr::{self, Owner};
 use crate::error::FsError;
 use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
+use crate::opening::For;
 use crate::prefetch::Begun;
 use crate::reply::{self, or_reply, parse};
+use crate::tally::Why;
 use crate::upload::WriteAt;
 use crate::{READ_REQUEST_BYTES, clock, errno, xattr};
 
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
 const BACKGROUND_MAX: u16 = 64;
+/// Pools may lie on one stacked file system, as overlayfs; the kernel knows no more levels than two,
+/// and this mount is the other.
+const STACK_DEPTH: u32 = 2;
 /// There is no limit; 0 would look like a full file system to whoever watches `df -i`.
 const INODES_FREE: u64 = 1 << 32;
 /// `statfs` counts in these.
@@ -86,6 +91,13 @@ impl Filesystem for Adapter {
         // A smaller answer is the kernel's limit, and taken.
         let _ = config.set_max_readahead(READ_REQUEST_BYTES);
         let _ = config.set_max_background(BACKGROUND_MAX);
+        let passthrough = &self.files.passthrough;
+        if passthrough.is_on() {
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if !offered || config.set_max_stack_depth(STACK_DEPTH).is_err() {
+                passthrough.turn_off(Why::Refused);
+            }
+        }
         Ok(())
     }
 
@@ -249,18 +261,19 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let ino = Ino(ino.0);
-        let opened = if flags.acc_mode() != OpenAccMode::O_RDONLY {
-            let opened = self.files.open_for_writing(ino, req.pid());
-            opened.map(|handle| (handle, FopenFlags::FOPEN_DIRECT_IO))
+        let what_for = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => None,
+            OpenAccMode::O_WRONLY => Some(For::Writing),
+            OpenAccMode::O_RDWR => Some(For::Both),
+        };
+        if let Some(what_for) = what_for {
+            self.open_to_write(ino, what_for, req.pid(), reply);
         } else if let Some(upload) = self.files.uploads.get(ino) {
             let handle = self.files.handles.open_for_looking(upload);
-            Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
+            reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
         } else {
-            let kept = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-            self.files.handles.open(ino).map(|handle| (handle, kept))
-        };
-        let (handle, flags) = or_reply!(reply, opened);
-        reply.opened(FileHandle(handle), flags);
+            self.open_to_read(ino, reply);
+        }
     }
 
     fn write(

@@ -22,6 +22,7 @@ pub(crate) fn of(error: &FsError) -> Errno {
         FsError::TooLarge => Errno::EFBIG,
         FsError::InUse => Errno::EBUSY,
         FsError::OpenForReading => Errno::ETXTBSY,
+        FsError::PassedThrough => Errno::EROFS, // losetup and QEMU are content to read then, after no other but EACCES
         FsError::Stale => Errno::ESTALE, // not ENOENT: Linux then looks the path up again by itself
         FsError::Replaced => Errno::ESTALE, // half of one installer followed by half of another is worse than an error
         FsError::NoAttribute => Errno::NO_XATTR,

@@ -39,6 +39,10 @@ pub(crate) enum FsError {
     InUse,
     #[error("it is open for reading on this mount")]
     OpenForReading,
+    #[error(
+        "the kernel reads it from the pool's own file, and until it is closed it can only be read"
+    )]
+    PassedThrough,
     #[error("the inode is gone")]
     Stale,
     #[error("the file changed behind the catalogue's back")]

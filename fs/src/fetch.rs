@@ -154,6 +154,7 @@ impl Hosts {
                             address = next.address,
                             "asked beside a host that is silent or slow"
                         );
+                        self.tally.hedged();
                         asked.extend(waiting.next().map(|it| self.begin(it, content, range)));
                     }
                 }
@@ -236,6 +237,7 @@ impl Hosts {
                 refusal
             }
             Fault::Said(refusal) if refusal.reason == Reason::WrongBytes => {
+                self.tally.wrong_copy();
                 if self.with_health(|health| health.lied(route, Instant::now())) {
                     warn!(image = %route.image, volume = %route.volume, reason = %refusal, "a copy sent wrong bytes; it is passed over and reported");
                     self.report(route, range);

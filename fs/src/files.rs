@@ -18,13 +18,14 @@ use crate::error::FsError;
 use crate::handle::Handles;
 use crate::health::Health;
 use crate::mirror::{Mirror, Source};
+use crate::passthrough::Passthrough;
 use crate::remote::Hosts;
 use crate::tree::Inode;
 use crate::upload::Upload;
 use crate::uploads::Uploads;
 use crate::viewing::Views;
 use crate::views::View;
-use crate::xattr;
+use crate::xattr::{self, OfRoot};
 
 /// How long the kernel may believe names and attributes, known or absent: the feed corrects it.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -48,6 +49,7 @@ pub(crate) struct Files {
     /// Who hears of the changes that are made.
     pub(crate) source: Source,
     pub(crate) health: Arc<Health>,
+    pub(crate) passthrough: Arc<Passthrough>,
 }
 
 /// What the kernel is told of an entry.
@@ -177,8 +179,12 @@ impl Files {
     /// An extended attribute.
     pub(crate) fn attribute(&self, ino: Ino, name: &OsStr) -> Result<String, FsError> {
         let tree = self.mirror.tree();
-        let health = || self.health.told(tree.position, Instant::now());
-        xattr::get(&tree, ino, name, || serde_json::to_string(&health()).unwrap_or_default())
+        let feed = || serde_json::to_string(&self.health.told(tree.position, Instant::now()));
+        let reads = || serde_json::to_string(&self.passthrough.tally.told());
+        xattr::get(&tree, ino, name, |of_root| match of_root {
+            OfRoot::Feed => feed().unwrap_or_default(),
+            OfRoot::Reads => reads().unwrap_or_default(),
+        })
     }
 
     /// The same for a change that makes a name; the answer shows what it was made for, whatever

@@ -7,21 +7,35 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use isotope_proto::id::{ImageId, Ino};
 
 use crate::error::FsError;
+use crate::modes::Slot;
+use crate::passthrough::Mode;
 use crate::reader::{Reader, Source};
+use crate::tally::Opened;
 use crate::tree::Inode;
 use crate::upload::Upload;
 use crate::writer::Writer;
 
 /// The open files of a mount, and what they share.
 pub(crate) struct Handles {
-    open: RwLock<HashMap<u64, Open>>,
+    open: RwLock<HashMap<u64, Held>>,
     next: AtomicU64,
     source: Arc<Source>,
 }
 
+/// What is kept for an open file until its release.
+struct Held {
+    open: Open,
+    /// Of an image that is open for reading.
+    _reading: Option<Reading>,
+}
+
+/// The mode of its inode, which lasts as long as somebody has it open; and that it is open.
+pub(crate) type Reading = (Arc<Slot<Mode>>, Opened);
+
 /// What a file was opened for.
 #[derive(Clone)]
 pub(crate) enum Open {
+    /// Of what is passed through the kernel asks nothing.
     Reading(Arc<Reader>),
     Writing(Arc<Writer>),
     /// Reading a file that is being written here: its closes mean nothing.
@@ -35,12 +49,12 @@ impl Handles {
     }
 
     /// Opens an image for reading; needs no host.
-    pub(crate) fn open(&self, ino: Ino) -> Result<u64, FsError> {
-        Ok(self.add(Open::Reading(self.reader(ino)?)))
+    pub(crate) fn open(&self, reader: Arc<Reader>, reading: Reading) -> u64 {
+        self.add(Open::Reading(reader), Some(reading))
     }
 
     pub(crate) fn open_for_looking(&self, upload: Arc<Upload>) -> u64 {
-        self.add(Open::Looking(upload))
+        self.add(Open::Looking(upload), None)
     }
 
     /// Reads an image without being listed as open.
@@ -54,25 +68,25 @@ impl Handles {
     }
 
     pub(crate) fn open_for_writing(&self, writer: Writer) -> u64 {
-        self.add(Open::Writing(Arc::new(writer)))
+        self.add(Open::Writing(Arc::new(writer)), None)
     }
 
-    fn add(&self, open: Open) -> u64 {
+    fn add(&self, open: Open, reading: Option<Reading>) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, open);
+        self.lock().insert(id, Held { open, _reading: reading });
         id
     }
 
-    fn lock(&self) -> RwLockWriteGuard<'_, HashMap<u64, Open>> {
+    fn lock(&self) -> RwLockWriteGuard<'_, HashMap<u64, Held>> {
         self.open.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self) -> RwLockReadGuard<'_, HashMap<u64, Open>> {
+    fn look(&self) -> RwLockReadGuard<'_, HashMap<u64, Held>> {
         self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, id: u64) -> Result<Open, FsError> {
-        self.look().get(&id).cloned().ok_or(FsError::BadHandle)
+        self.look().get(&id).map(|held| held.open.clone()).ok_or(FsError::BadHandle)
     }
 
     pub(crate) fn writer(&self, id: u64) -> Result<Arc<Writer>, FsError> {
@@ -83,13 +97,14 @@ impl Handles {
     }
 
     pub(crate) fn close(&self, id: u64) -> Option<Open> {
-        self.lock().remove(&id)
+        let held = self.lock().remove(&id)?;
+        Some(held.open)
     }
 
     /// The open file that a truncation by `opener` is about: the last one it opened for writing.
     pub(crate) fn unbegun_writer(&self, ino: Ino, opener: u32) -> Option<Arc<Writer>> {
         let open = self.look();
-        let unbegun = open.iter().filter_map(|(id, open)| match open {
+        let unbegun = open.iter().filter_map(|(id, held)| match &held.open {
             Open::Writing(it) if it.ino == ino && it.opener == opener && it.upload().is_none() => {
                 Some((id, it))
             }
@@ -99,14 +114,14 @@ impl Handles {
     }
 
     pub(crate) fn is_read(&self, ino: Ino) -> bool {
-        let reads = |open: &Open| matches!(open, Open::Reading(it) if it.ino() == ino);
+        let reads = |held: &Held| matches!(&held.open, Open::Reading(it) if it.ino() == ino);
         self.look().values().any(reads)
     }
 
     /// Frees what paused readers keep.
     pub(crate) fn rest(&self) {
-        for open in self.look().values() {
-            if let Open::Reading(reader) = open {
+        for held in self.look().values() {
+            if let Open::Reading(reader) = &held.open {
                 reader.rest();
             }
         }
@@ -119,7 +134,7 @@ impl Handles {
             Inode::Folder(_) => None,
         };
         let image = |ino| self.source.mirror.with(ino, id).flatten();
-        let open: Vec<Open> = self.look().values().cloned().collect();
+        let open: Vec<Open> = self.look().values().map(|held| held.open.clone()).collect();
         let images = open.iter().filter_map(|open| match open {
             Open::Reading(it) => Some(it.image().id),
             Open::Writing(it) => image(it.ino),

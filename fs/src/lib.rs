@@ -25,10 +25,13 @@ mod health;
 mod holders;
 mod local;
 mod mirror;
+mod modes;
 mod mountpoint;
 mod names;
 mod notify;
+mod opening;
 pub mod options;
+mod passthrough;
 mod prefetch;
 mod process;
 mod quick;
@@ -43,6 +46,7 @@ mod session;
 mod stage;
 mod storing;
 mod sync;
+mod tally;
 pub mod tree;
 mod upload;
 mod uploads;
@@ -75,12 +79,15 @@ pub use crate::health::{Contact, FEED_ATTRIBUTE, FeedHealth};
 use crate::mirror::Source;
 pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
 use crate::notify::Notifications;
-use crate::options::{Beneath, Others, Wait};
+use crate::options::{Beneath, Local, Others, Wait};
+use crate::passthrough::Passthrough;
 pub use crate::remote::Hosts;
 use crate::remote::WrongCopy;
 pub use crate::replicas::Route;
 use crate::session::Manner;
 pub use crate::storing::{Aborted, Storing};
+use crate::tally::Why;
+pub use crate::tally::{Ordinary, READS_ATTRIBUTE, Reads, Tally};
 use crate::uploads::Uploads;
 use crate::viewing::Views;
 use crate::views::View;
@@ -113,6 +120,7 @@ pub struct Config {
     /// All replicas together have so long to deliver one read; then the reader gets EIO.
     pub read_timeout: Duration,
     pub beneath: Beneath,
+    pub local: Local,
     /// The command that runs [`guard`], with the process id and the mount point appended to it;
     /// empty for none.
     pub guard: Vec<PathBuf>,
@@ -122,6 +130,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Why nothing can be passed through, where that is known beforehand.
+    fn unpassed(&self) -> Option<Why> {
+        match self.local {
+            Local::Verified => Some(Why::TurnedOff),
+            Local::PassedThrough if !rustix::process::geteuid().is_root() => {
+                Some(Why::Unprivileged)
+            }
+            Local::PassedThrough => None,
+        }
+    }
+
     fn manner(&self) -> Manner {
         let address = self.catalog.authority().map_or("", |it| it.as_str());
         let source = Some(self.source.clone()).filter(|it| !it.is_empty());
@@ -163,6 +182,7 @@ pub enum MountError {
 pub struct Mount {
     config: Config,
     view: Option<View>,
+    tally: Tally,
 }
 
 impl Mount {
@@ -177,7 +197,13 @@ impl Mount {
             Some(name) => Some(View::named(name).ok_or_else(|| MountError::NoView(name.clone()))?),
         };
         mountpoint::prepare(&config.mountpoint)?;
-        Ok(Self { config, view })
+        Ok(Self { config, view, tally: Tally::default() })
+    }
+
+    /// How it will be read, in numbers.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
     }
 
     /// Waits for the catalogue, but not long where there is a snapshot; mounts, says so on `ready`,
@@ -191,7 +217,7 @@ impl Mount {
         stop: CancellationToken,
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
-        let manner = self.config.manner();
+        let (manner, unpassed) = (self.config.manner(), self.config.unpassed());
         if self.config.beneath == Beneath::Immutable {
             mountpoint::refuse_writes(&self.config.mountpoint);
         }
@@ -212,13 +238,14 @@ impl Mount {
                 return Ok(());
             }
         };
-        let (hosts, wrong) = Hosts::reporting();
+        let (hosts, wrong) = Hosts::reporting(self.tally.clone());
         let hosts = Arc::new(hosts);
         let source = reader::Source::new(
             Arc::clone(&mirror),
             Arc::clone(&hosts),
             host.clone(),
             read_timeout,
+            self.tally.clone(),
         );
         let handles = Arc::new(Handles::new(source));
         let uploads = Arc::<Uploads>::default();
@@ -230,6 +257,7 @@ impl Mount {
             tokio::spawn(report(wrong, client.clone())),
         ];
         let views = Arc::new(Views::new(self.view));
+        let passthrough = Arc::new(Passthrough::new(host.clone(), unpassed, self.tally));
         let source = Source::Own;
         let files = Files {
             mirror,
@@ -242,6 +270,7 @@ impl Mount {
             views,
             source,
             health,
+            passthrough,
         };
         let adapter = Adapter { files, runtime: tokio::runtime::Handle::current() };
         let mut mounted = session::mount(&mountpoint, &manner, adapter, notifications)?;

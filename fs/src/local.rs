@@ -1,47 +1,70 @@
-//! A file that is being stored by an agent of this host: written through a descriptor that the
-//! agent passes, beside the stream on which everything else is asked of it.
+//! Files of this host, through descriptors that its agent passes: a stored one to be read by the
+//! kernel, and one that is being stored to be written through, beside the stream on which everything
+//! else is asked of the agent. Which file is wanted is decided elsewhere.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Write};
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
-use std::time::Duration;
 
-use isotope_proto::id::ImageId;
+use isotope_proto::image::Stamp;
+use isotope_proto::passing::{self, ANSWER_MAX, Answer, Ask, Withheld};
 use isotope_proto::pb::stage_request::Request as R;
 use isotope_proto::pb::{StageDone, StageReply, StageRequest, StageWrote, stage_reply};
-use isotope_proto::upload::local_socket;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-/// The agent answers at once.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// The agent is told of what was written this often: it brings it to the disk meanwhile.
 const TELL_EVERY_BYTES: u64 = 8 << 20;
 
-/// The descriptor of an image that an agent at `address` is storing; none if that is not on this
-/// host, or does not pass it to us.
-pub(crate) async fn descriptor(address: &str, image: ImageId) -> Option<File> {
-    let name = local_socket(address);
-    let asked = tokio::task::spawn_blocking(move || ask(&name, image));
-    asked.await.ok()?.ok()
+/// Why there is no descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missed {
+    /// No agent of that address is on this host, or it does not speak to us.
+    Away,
+    /// It does not answer in time.
+    Silent,
+    Withheld(Withheld),
 }
 
-fn ask(name: &str, image: ImageId) -> io::Result<File> {
-    let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
-    stream.set_write_timeout(Some(ANSWER_MAX))?;
-    stream.write_all(image.as_bytes())?;
+/// The descriptor of a file that an agent at `address` has, and its stamp; within [`ANSWER_MAX`].
+pub(crate) async fn descriptor(address: &str, ask: Ask) -> Result<(File, Stamp), Missed> {
+    let asked = timeout(ANSWER_MAX, answer(address, ask)).await;
+    let (answer, file) = asked.map_err(|_| Missed::Silent)?.map_err(|_| Missed::Away)?;
+    match (answer, file) {
+        (Answer::Passed(stamp), Some(file)) => Ok((file, stamp)),
+        // This process has no room for another descriptor.
+        (Answer::Passed(_), None) => Err(Missed::Withheld(Withheld::Failed)),
+        (Answer::Withheld(why), _) => Err(Missed::Withheld(why)),
+    }
+}
+
+async fn answer(address: &str, ask: Ask) -> io::Result<(Answer, Option<File>)> {
+    // A NUL before the name makes it an abstract one. An agent whose queue is full is refused at
+    // once, for nothing here waits in the kernel.
+    let mut stream = UnixStream::connect(format!("\0{}", passing::socket(address))).await?;
+    stream.write_all(&ask.encode()).await?;
+    stream.async_io(Interest::READABLE, || receive(&stream)).await
+}
+
+/// An answer comes whole or not at all.
+fn receive(stream: &UnixStream) -> io::Result<(Answer, Option<File>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut messages = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(&stream, &mut [IoSliceMut::new(&mut byte)], &mut messages, RecvFlags::CMSG_CLOEXEC)?;
+    let mut bytes = [0; Answer::BYTES];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let it = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut messages, flags)?;
+    if it.bytes != Answer::BYTES {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let file = messages.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
         _ => None,
     });
-    file.map(File::from).ok_or_else(|| io::ErrorKind::NotFound.into())
+    let cut = it.flags.contains(ReturnFlags::CTRUNC);
+    Ok((Answer::decode(&bytes), file.filter(|_| !cut).map(File::from)))
 }
 
 /// The agent's end of the stream.

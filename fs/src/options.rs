@@ -1,6 +1,7 @@
 //! Mount options, as mount(8), fstab(5) and the configuration write them: text in, values out. Knows
 //! neither users' names nor what a value does to a mount.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,6 +62,16 @@ pub enum Beneath {
     LeftAlone,
 }
 
+/// How images are read that lie on this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Local {
+    /// By the kernel from their files, where that can be.
+    #[default]
+    PassedThrough,
+    /// As those of other hosts are, through the mount, which sees each byte.
+    Verified,
+}
+
 /// A user or group, by number or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Account {
@@ -96,6 +107,9 @@ pub struct Options {
     pub config: Option<PathBuf>,
     pub wait: Option<Wait>,
     pub beneath: Beneath,
+    pub local: Local,
+    /// Where the mount's numbers are served.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What happens to an option that nobody knows.
@@ -167,6 +181,8 @@ impl Options {
             "noallow_other" => self.others = Some(Others::KeptOut),
             "immutable" => self.beneath = Beneath::Immutable,
             "noimmutable" => self.beneath = Beneath::LeftAlone,
+            "verify_local" => self.local = Local::Verified,
+            "noverify_local" => self.local = Local::PassedThrough,
             "remount" => return Err(InvalidOption::Remount),
             "bg" => return Err(InvalidOption::Background),
             // It takes a value; without one it says what is expected.
@@ -197,6 +213,11 @@ impl Options {
                 self.config = Some(path).filter(|path| path.is_absolute());
                 self.config.as_ref().ok_or(invalid("a file's absolute path"))?;
             }
+            "metrics" => {
+                let address =
+                    value.parse().map_err(|_| invalid("an address like 127.0.0.1:9700"))?;
+                self.metrics = Some(address);
+            }
             "timeout" => {
                 let seconds = value.parse().map_err(|_| invalid("seconds, 0 for no end"))?;
                 self.wait = Some(match seconds {
@@ -205,7 +226,7 @@ impl Options {
                 });
             }
             "ro" | "rw" | "exec" | "noexec" | "allow_other" | "noallow_other" | "immutable"
-            | "noimmutable" => {
+            | "noimmutable" | "verify_local" | "noverify_local" => {
                 let (name, value) = (name.to_owned(), value.to_owned());
                 return Err(InvalidOption::NoValue { name, value });
             }
@@ -247,6 +268,10 @@ mod tests {
         check("fmask=0111,umask=022", Options { file_mask: 0o22, folder_mask: 0o22, ..none() });
         check("allow_other,noallow_other", Options { others: Some(Others::KeptOut), ..none() });
         check("noimmutable", Options { beneath: Beneath::LeftAlone, ..none() });
+        let metrics = "[::1]:9700".parse().ok();
+        check("metrics=[::1]:9700", Options { metrics, ..none() });
+        check("verify_local", Options { local: Local::Verified, ..none() });
+        check("verify_local,noverify_local", none());
         check("timeout=0", Options { wait: Some(Wait::ForEver), ..none() });
         let five = Wait::AtMost(Duration::from_secs(5));
         check("timeout=5", Options { wait: Some(five), ..none() });
@@ -280,6 +305,7 @@ mod tests {
         check("dmask=1777", "dmask=1777 makes no sense");
         check("umask=", "umask= makes no sense");
         check("timeout=soon", "it takes seconds");
+        check("metrics=localhost", "an address like");
         check("view=", "a view's name");
         check("config=isotope.toml", "a file's absolute path");
         check("ro=1", "ro takes no value");

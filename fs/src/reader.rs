@@ -15,6 +15,7 @@ use crate::mirror::Mirror;
 use crate::prefetch::{BLOCKS_AHEAD_MAX, Begun, Fetch, Prefetcher};
 use crate::remote::Hosts;
 use crate::replicas::{Route, routes};
+use crate::tally::Tally;
 use crate::tree::{ImageNode, Inode};
 
 /// The kernel's second try comes at once; a person's comes later than this.
@@ -31,6 +32,7 @@ pub(crate) struct Source {
     pub(crate) host: String,
     /// All replicas together have so long to deliver one read.
     pub(crate) read_timeout: Duration,
+    tally: Tally,
     budget: Arc<Semaphore>,
 }
 
@@ -55,9 +57,10 @@ impl Source {
         hosts: Arc<Hosts>,
         host: String,
         read_timeout: Duration,
+        tally: Tally,
     ) -> Self {
         let budget = Arc::new(Semaphore::new(BLOCKS_AHEAD_MAX));
-        Self { mirror, hosts, host, read_timeout, budget }
+        Self { mirror, hosts, host, read_timeout, tally, budget }
     }
 }
 
@@ -91,15 +94,22 @@ impl Reader {
         if range.is_empty() {
             return Ok(Begun::Done(Bytes::new()));
         }
-        match &*self.failed() {
-            Some((at, error)) if at.elapsed() < FAILURE_KEPT => Err(error.clone()),
-            Some(_) | None => Ok(self.bytes.begin(range)),
+        if let Some((at, error)) = &*self.failed()
+            && at.elapsed() < FAILURE_KEPT
+        {
+            return Err(error.clone());
         }
+        let begun = self.bytes.begin(range);
+        if let Begun::Done(bytes) = &begun {
+            self.bytes.source().source.tally.read(&Ok(bytes.clone()));
+        }
+        Ok(begun)
     }
 
     /// The bytes of what was begun, within the read deadline.
     pub(crate) async fn finish(&self, begun: Begun) -> Result<Bytes, FsError> {
         let result = self.bytes.finish(begun).await;
+        self.bytes.source().source.tally.read(&result);
         *self.failed() = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
         result
     }

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::channel::Channels;
 use crate::error::FsError;
 use crate::replicas::{Health, Route};
+use crate::tally::Tally;
 
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// HTTP/2 pings find a host that has gone without a word: an agent answers them whatever its disks
@@ -46,6 +47,7 @@ pub struct Hosts {
     stages: Mutex<HashMap<String, Channel>>,
     shared: Arc<Shared>,
     reports: Option<mpsc::Sender<WrongCopy>>,
+    pub(crate) tally: Tally,
 }
 
 /// What those who look whether a host is back need as well.
@@ -72,9 +74,9 @@ impl Shared {
 
 impl Hosts {
     /// The same, with somebody to hear of copies that sent wrong bytes.
-    pub(crate) fn reporting() -> (Self, mpsc::Receiver<WrongCopy>) {
+    pub(crate) fn reporting(tally: Tally) -> (Self, mpsc::Receiver<WrongCopy>) {
         let (reports, heard) = mpsc::channel(REPORTS_MAX);
-        (Self { reports: Some(reports), ..Self::default() }, heard)
+        (Self { reports: Some(reports), tally, ..Self::default() }, heard)
     }
 
     pub(crate) fn with_health<T>(&self, look: impl FnOnce(&mut Health) -> T) -> T {
@@ -102,6 +104,7 @@ impl Hosts {
         if !self.with_health(|health| health.failed(address, Instant::now())) {
             return;
         }
+        self.tally.host_lost();
         warn!(address, why, "a host is passed over until it answers again");
         let (shared, address) = (Arc::downgrade(&self.shared), address.to_owned());
         tokio::spawn(async move {

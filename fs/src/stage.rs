@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use isotope_proto::id::{ImageId, UploadId, VolumeId};
+use isotope_proto::passing::{Ask, Kind};
 use isotope_proto::pb::stage_request::Request as R;
 use isotope_proto::pb::{self, stage_reply};
 use isotope_proto::refusal::Refusal;
@@ -95,7 +96,8 @@ impl Stage {
         let _ = requests.try_send(pb::StageRequest { request: Some(R::Open(open)) });
         let replies = hosts.stage(&to.address, ReceiverStream::new(stream)).await?;
         let shared = Arc::<Shared>::default();
-        let Some(file) = local::descriptor(&to.address, to.image).await else {
+        let ask = Ask { kind: Kind::Staged, image: to.image, volume: to.volume };
+        let Ok((file, _)) = local::descriptor(&to.address, ask).await else {
             tokio::spawn(hear(replies, Arc::clone(&shared)));
             return Ok(Self { requests, turn: tokio::sync::Mutex::default(), shared });
         };

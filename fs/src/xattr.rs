@@ -11,6 +11,7 @@ use isotope_proto::image::ImageFormat;
 
 use crate::error::FsError;
 use crate::health::FEED_ATTRIBUTE;
+use crate::tally::READS_ATTRIBUTE;
 use crate::tree::{ImageNode, Inode, Tree};
 
 /// The name under which desktops and web servers look for it (freedesktop.org, shared MIME-info
@@ -39,8 +40,19 @@ const OF_IMAGES: &[(&str, Value)] = &[
     (MIME_TYPE, |_, image| Some(mime_type(image.format).to_owned())),
 ];
 
-/// The value of an attribute; `feed` is what the root tells of the feed. A file that is being
-/// written is not in the tree, and has none.
+/// What the root directory tells of the mount, as JSON.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OfRoot {
+    Feed,
+    Reads,
+}
+
+/// The attributes of the root directory, in the order in which they are listed.
+const OF_ROOT: &[(&str, OfRoot)] =
+    &[(FEED_ATTRIBUTE, OfRoot::Feed), (READS_ATTRIBUTE, OfRoot::Reads)];
+
+/// The value of an attribute; `tell` makes what the root tells. A file that is being written is not
+/// in the tree, and has none.
 ///
 /// # Errors
 /// [`FsError::NoAttribute`] for what could be there and is not, [`FsError::NotSupported`] for what
@@ -49,11 +61,13 @@ pub(crate) fn get(
     tree: &Tree,
     ino: Ino,
     name: &OsStr,
-    feed: impl FnOnce() -> String,
+    tell: impl FnOnce(OfRoot) -> String,
 ) -> Result<String, FsError> {
     let name = user(name)?;
     let value = match tree.get(ino) {
-        Some(Inode::Folder(_)) if ino == Ino::ROOT && name == FEED_ATTRIBUTE => Some(feed()),
+        Some(Inode::Folder(_)) if ino == Ino::ROOT => {
+            OF_ROOT.iter().find(|(known, _)| *known == name).map(|(_, it)| tell(*it))
+        }
         Some(Inode::Folder(_)) | None => None,
         Some(Inode::Image(image)) => {
             let known = OF_IMAGES.iter().find(|(known, _)| *known == name);
@@ -66,7 +80,9 @@ pub(crate) fn get(
 /// The names of all attributes, each ended by a NUL as listxattr(2) has them.
 pub(crate) fn list(tree: &Tree, ino: Ino) -> Vec<u8> {
     let names: Vec<&str> = match tree.get(ino) {
-        Some(Inode::Folder(_)) if ino == Ino::ROOT => vec![FEED_ATTRIBUTE],
+        Some(Inode::Folder(_)) if ino == Ino::ROOT => {
+            OF_ROOT.iter().map(|(name, _)| *name).collect()
+        }
         Some(Inode::Folder(_)) | None => Vec::new(),
         Some(Inode::Image(image)) => {
             let told = OF_IMAGES.iter().filter(|(_, value)| value(tree, image).is_some());
@@ -164,12 +180,12 @@ mod tests {
     #[test]
     fn names_are_ended_by_a_nul_and_each_is_answered() {
         let mut names: Vec<_> = OF_IMAGES.iter().map(|(name, _)| *name).collect();
-        names.push(FEED_ATTRIBUTE);
+        names.extend(OF_ROOT.iter().map(|(name, _)| *name));
         for name in &names {
             assert_eq!(refused(OsStr::new(name)), FsError::NotPermitted, "{name}");
         }
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), OF_IMAGES.len() + 1);
+        assert_eq!(names.len(), OF_IMAGES.len() + OF_ROOT.len());
     }
 }

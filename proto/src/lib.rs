@@ -10,6 +10,7 @@ pub mod facts;
 pub mod id;
 pub mod image;
 pub mod name;
+pub mod passing;
 pub mod proof;
 pub mod range;
 pub mod refusal;

@@ -108,10 +108,3 @@ pub struct Trashed {
 
 /// Most tasks in one message and one transaction.
 pub const TASKS_MAX: usize = 500;
-
-/// Name of the abstract Unix socket at which the agent of an address passes descriptors to
-/// programs of its own host (unix(7): such names are each network namespace's own).
-#[must_use]
-pub fn local_socket(address: &str) -> String {
-    format!("isotope-agent-{address}")
-}

@@ -5,17 +5,20 @@ pub(crate) mod helper;
 mod owner;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use isotope_fs::options::{Options, Others, Unknown, Wait};
+use isotope_fs::options::{Local, Options, Others, Unknown, Wait};
 use isotope_fs::{Mount, resolved};
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Context, daemon};
 use crate::config::Settings;
 use crate::exit::Usage;
+use crate::metrics::Metrics;
 use crate::output;
 use crate::telemetry::Sink;
 
@@ -36,6 +39,16 @@ pub(crate) struct MountArgs {
     /// Show this view in the place of the library's own tree; isotope views lists them
     #[arg(long, value_name = "NAME")]
     view: Option<String>,
+    /// Read images of this host like those of others, through the mount, which sees each byte; as
+    /// the option verify_local
+    #[arg(long)]
+    verify_local: bool,
+    /// Serve the mount's numbers there, at /metrics, for Prometheus; as the option metrics
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+    /// Allow metrics beyond loopback
+    #[arg(long)]
+    insecure: bool,
     /// What the kernel's table shows as the source
     #[arg(long, hide = true, default_value = "")]
     source: String,
@@ -63,6 +76,10 @@ impl MountArgs {
         if self.view.is_some() {
             options.view.clone_from(&self.view);
         }
+        if self.verify_local {
+            options.local = Local::Verified;
+        }
+        options.metrics = self.metrics.or(options.metrics);
         Ok(())
     }
 }
@@ -70,6 +87,11 @@ impl MountArgs {
 /// What the configuration says of every mount.
 pub(super) fn options(settings: &Settings) -> Options {
     Options::parse(&settings.mount.options).expect("checked when it was read")
+}
+
+/// This host's name: files of nodes on it are local.
+pub(super) fn host(settings: &Settings) -> String {
+    settings.agent.name.clone().unwrap_or_else(daemon::host_name)
 }
 
 /// How to mount; what `options` leave open is this process's and this host's.
@@ -91,7 +113,7 @@ pub(super) fn config(
         mountpoint: mountpoint.to_owned(),
         catalog: daemon::uri(catalog)?,
         source: String::new(),
-        host: context.settings.agent.name.clone().unwrap_or_else(daemon::host_name),
+        host: host(&context.settings),
         owner: owner::of(options)?,
         read_only: options.read_only,
         no_exec: options.no_exec,
@@ -100,9 +122,24 @@ pub(super) fn config(
         view: options.view.clone(),
         wait: options.wait.unwrap_or(Wait::ForEver),
         beneath: options.beneath,
+        local: options.local,
         guard,
         snapshots: Some(state.join("mount")),
     })
+}
+
+/// Begins to serve a mount's numbers, if that was asked for; they are served until the handle is
+/// dropped.
+pub(super) async fn serve_metrics(
+    mount: &Mount,
+    address: Option<SocketAddr>,
+    insecure: bool,
+) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
+    let Some(address) = address else { return Ok(None) };
+    daemon::check_listen(address, insecure)?;
+    let metrics = Metrics::bind(address, mount.tally()).await?;
+    output::line(&format!("metrics    {}", metrics.url()?));
+    Ok(Some(AbortOnDropHandle::new(tokio::spawn(metrics.serve()))))
 }
 
 pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Result<()> {
@@ -121,6 +158,8 @@ pub(super) async fn cmd_mount(args: MountArgs, context: &Context) -> anyhow::Res
     }
     let config = config(&mountpoint, catalog, context, &options, &settings.state)?;
     let mount = Mount::build(isotope_fs::Config { source: args.source, ..config })?;
+    let insecure = args.insecure || settings.insecure;
+    let _metrics = serve_metrics(&mount, options.metrics, insecure).await?;
     let stop = daemon::stop_on_signal()?;
     let (ready, mounted) = oneshot::channel();
     let served = tokio::spawn(mount.serve(stop, ready));

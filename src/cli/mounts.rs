@@ -1,12 +1,14 @@
-//! The mounts of this host, as they say themselves how they stand with their catalogue.
+//! The mounts of this host, as they say themselves how they stand with their catalogue and how they
+//! are read.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use isotope_fs::{Contact, FEED_ATTRIBUTE, FeedHealth, our_mounts};
+use isotope_fs::{Contact, FEED_ATTRIBUTE, FeedHealth, READS_ATTRIBUTE, Reads, our_mounts};
 use rustix::io::Errno;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::output;
 
@@ -20,9 +22,13 @@ pub(super) struct MountJson {
     path: PathBuf,
     /// Null if it did not say.
     feed: Option<FeedHealth>,
+    /// Null if it did not say.
+    reads: Option<Reads>,
     /// Why it did not.
     error: Option<String>,
 }
+
+type Told = (FeedHealth, Reads);
 
 /// All mounts of Isotope here, each asked from a thread of its own: whoever asks a dead one may wait
 /// for ever, and then it is not us.
@@ -38,27 +44,32 @@ pub(super) fn all() -> Vec<MountJson> {
     }
     drop(told);
     let late = || Err("it does not answer; umount -l, or umount -f, frees it".to_owned());
-    let mut all: Vec<Result<FeedHealth, String>> = paths.iter().map(|_| late()).collect();
+    let mut all: Vec<Result<Told, String>> = paths.iter().map(|_| late()).collect();
     let deadline = Instant::now() + ANSWER_MAX;
     while let Ok((n, answer)) =
         answers.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     {
         all[n] = answer;
     }
-    let mount = |(path, answer): (PathBuf, Result<FeedHealth, String>)| match answer {
-        Ok(feed) => MountJson { path, feed: Some(feed), error: None },
-        Err(error) => MountJson { path, feed: None, error: Some(error) },
+    let mount = |(path, answer): (PathBuf, Result<Told, String>)| match answer {
+        Ok((feed, reads)) => MountJson { path, feed: Some(feed), reads: Some(reads), error: None },
+        Err(error) => MountJson { path, feed: None, reads: None, error: Some(error) },
     };
     paths.into_iter().zip(all).map(mount).collect()
 }
 
-fn ask(path: &Path) -> Result<FeedHealth, String> {
+fn ask(path: &Path) -> Result<Told, String> {
+    Ok((attribute(path, FEED_ATTRIBUTE)?, attribute(path, READS_ATTRIBUTE)?))
+}
+
+fn attribute<T: DeserializeOwned>(path: &Path, name: &str) -> Result<T, String> {
     let mut answer = vec![0; ANSWER_BYTES_MAX];
-    match rustix::fs::getxattr(path, FEED_ATTRIBUTE, &mut answer) {
+    match rustix::fs::getxattr(path, name, &mut answer) {
         Ok(len) => serde_json::from_slice(&answer[..len])
             .map_err(|_| "it is of another version of Isotope".to_owned()),
         Err(Errno::ACCESS) => Err("it lets only its owner ask".to_owned()),
         Err(Errno::NOTCONN) => Err("its process has died; umount it, or start it again".to_owned()),
+        Err(Errno::NODATA) => Err("it is of an older version of Isotope".to_owned()),
         Err(error) => Err(format!("it cannot be asked: {error}")),
     }
 }
@@ -67,12 +78,28 @@ pub(super) fn print(mounts: Vec<MountJson>) {
     let row = |it: MountJson| {
         let revision =
             it.feed.as_ref().map_or_else(|| "-".to_owned(), |it| it.revision.to_string());
-        vec![it.path.display().to_string(), revision, words(&it)]
+        let open = it.reads.as_ref().map_or_else(|| "-".to_owned(), open);
+        vec![it.path.display().to_string(), revision, open, words(&it)]
     };
     let rows: Vec<_> = mounts.into_iter().map(row).collect();
     if !rows.is_empty() {
-        output::table(&["MOUNT", "REVISION", "FEED"], &rows);
+        output::table(&["MOUNT", "REVISION", "OPEN", "FEED"], &rows);
     }
+}
+
+/// What is open for reading now, and why not all images that were opened were passed through.
+fn open(reads: &Reads) -> String {
+    let Reads { open_passed_through, open_ordinary, opens_ordinary, .. } = reads;
+    let mut words =
+        format!("{open_passed_through} passed through, {open_ordinary} through the mount");
+    // An image of another host is nothing to be explained.
+    let reasons = opens_ordinary.by_reason().into_iter().filter(|(why, _)| *why != "not_local");
+    let told = reasons.filter(|(_, count)| *count != 0);
+    let told: Vec<_> = told.map(|(why, n)| format!("{n} {}", why.replace('_', " "))).collect();
+    if !told.is_empty() {
+        words.push_str(&format!(" (so far {})", told.join(", ")));
+    }
+    words
 }
 
 fn words(mount: &MountJson) -> String {
@@ -96,7 +123,19 @@ fn words(mount: &MountJson) -> String {
 
 #[cfg(test)]
 mod tests {
+    use isotope_fs::Ordinary;
+
     use super::*;
+
+    #[test]
+    fn what_is_open_is_told_with_the_reasons() {
+        let opens_ordinary =
+            Ordinary { not_local: 9, touched: 2, agent_silent: 1, ..Ordinary::default() };
+        let reads = Reads { open_passed_through: 3, opens_ordinary, ..Reads::default() };
+        let told = "3 passed through, 0 through the mount (so far 2 touched, 1 agent silent)";
+        assert_eq!(open(&reads), told);
+        assert_eq!(open(&Reads::default()), "0 passed through, 0 through the mount");
+    }
 
     #[test]
     fn each_state_has_its_words() {
@@ -110,7 +149,9 @@ mod tests {
             revision: 3,
             unrecorded: Some("the disk is full".to_owned()),
         };
-        let told = |feed| words(&MountJson { path: "/m".into(), feed: Some(feed), error: None });
+        let told = |feed| {
+            words(&MountJson { path: "/m".into(), feed: Some(feed), reads: None, error: None })
+        };
         let lost = "lost http://c 1m 5s ago: refused; read-only, as it was recorded; not recorded: \
                     the disk is full";
         assert_eq!(told(feed.clone()), lost);

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use isotope_agent::{Agent, PoolDir};
 use isotope_catalog::Catalog;
+use isotope_fs::options::Local;
 use isotope_fs::{Mount, resolved};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -40,6 +41,12 @@ pub(super) struct UpArgs {
     /// This node's name [default: the host's]
     #[arg(long)]
     name: Option<String>,
+    /// Read images of this host like those of others, through the mount, which sees each byte
+    #[arg(long)]
+    verify_local: bool,
+    /// Serve the mount's numbers there, at /metrics, for Prometheus
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Allow plaintext beyond loopback
     #[arg(long)]
     insecure: bool,
@@ -58,7 +65,7 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
         listen: args.agent_listen,
         advertise: None,
         state: Some(state.clone()),
-        name: args.name,
+        name: args.name.clone(),
         insecure,
     };
     let pools = agent_args.pools(settings)?;
@@ -68,8 +75,15 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
     isotope_agent::check_pools(&pools, &state)?;
 
     let stop = daemon::stop_on_signal()?;
-    let options = mount::options(settings);
-    let mount_config = |url: String| mount::config(&mountpoint, &url, context, &options, &state);
+    let mut options = mount::options(settings);
+    if args.verify_local {
+        options.local = Local::Verified;
+    }
+    let host = args.name.unwrap_or_else(|| mount::host(settings));
+    let mount_config = |url: String| {
+        let config = mount::config(&mountpoint, &url, context, &options, &state)?;
+        anyhow::Ok(isotope_fs::Config { host: host.clone(), ..config })
+    };
     // The mount point is checked before anything is made.
     Mount::build(mount_config("http://127.0.0.1".to_owned())?)?;
     let catalog = Catalog::build(catalog_args.config(settings)?).await?;
@@ -77,6 +91,8 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
     agent_args.catalog = Some(url.clone());
     let agent = Agent::build(agent_args.config(settings)?).await?;
     let mount = Mount::build(mount_config(url.clone())?)?;
+    let metrics = args.metrics.or(options.metrics);
+    let _metrics = mount::serve_metrics(&mount, metrics, insecure).await?;
     output::line(&format!("catalogue  {url}"));
     output::line(&format!("agent      {}", agent.address()));
 

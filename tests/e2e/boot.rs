@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::harness::{World, eventually, text};
+use crate::local;
 
 /// Without KVM a boot loader takes some seconds to show itself.
 const BANNER_MAX: Duration = Duration::from_secs(90);
@@ -59,6 +60,10 @@ fn qemu_boots_real_isos_from_the_mount() {
     fs::rename(path.join("other/ipxe.iso"), path.join("boot/net.iso")).expect("moved");
     boots(&world, &path.join("boot/net.iso"), "iPXE initialising devices");
     boots(&world, &path.join(".views/flat/grub-rescue-cdrom.iso"), "GRUB");
+    // The kernel read them: the mount saw no byte.
+    let reads = local::reads(&path);
+    assert!(reads["opens_passed_through"].as_u64() >= Some(2), "{reads}");
+    assert_eq!(reads["bytes_from_hosts"], 0, "{reads}");
 }
 
 #[test]

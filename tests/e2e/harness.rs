@@ -274,6 +274,16 @@ impl Part {
         tasks.flatten().filter_map(stat).any(|stat| stat.contains(") D "))
     }
 
+    /// Stops it, and returns once none of its threads runs: a signal takes its time.
+    pub(crate) fn halt(&self) {
+        self.signal(Signal::STOP);
+        let stats = || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("tasks");
+            tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("stat")).ok())
+        };
+        eventually("all its threads stopped", || stats().all(|stat| stat.contains(") T ")));
+    }
+
     /// kill -9, and gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killed");

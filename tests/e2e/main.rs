@@ -16,6 +16,7 @@ mod http;
 mod hypervisors;
 mod instant;
 mod library;
+mod local;
 mod model;
 mod mounting;
 mod parts;

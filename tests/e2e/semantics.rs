@@ -4,6 +4,7 @@ mod attributes;
 mod deleting;
 mod failing;
 mod links;
+mod local;
 mod mounting;
 mod names;
 mod showing;

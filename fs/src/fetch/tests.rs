@@ -129,7 +129,7 @@ impl World {
         for manner in manners {
             agents.push(Agent::new(*manner).await);
         }
-        let (hosts, wrong) = Hosts::reporting();
+        let (hosts, wrong) = Hosts::reporting(crate::tally::Tally::default());
         Self { hosts, agents, wrong }
     }
 

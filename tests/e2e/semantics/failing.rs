@@ -68,7 +68,11 @@ fn a_pool_that_loses_its_marker_deletes_nothing() {
 fn a_file_replaced_in_its_pool_is_a_new_image() {
     let world = World::new();
     let pool = world.pool("isos", &["a.iso"]);
-    let (_up, url, mount) = world.up(&[&pool]);
+    let (_catalog, url) = world.catalog();
+    // Of another host's name than the mount's.
+    let _agent = world.agent("a", &url, &[&pool]);
+    let (_mount, mount) = world.mount("mnt", &url);
+    eventually("the image", || mount.join("other/a.iso").is_file());
     fs::create_dir(mount.join("kept")).expect("made");
     let path = mount.join("kept/mine.iso");
     fs::rename(mount.join("other/a.iso"), &path).expect("moved");
