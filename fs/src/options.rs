@@ -86,6 +86,10 @@ pub enum Wait {
     AtMost(Duration),
 }
 
+/// Less than a second would fail reads on a network that hiccups; nobody waits for longer than that
+/// and calls it reading.
+const READ_TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 1..=300;
+
 /// What the options ask for; what they leave open is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -110,6 +114,8 @@ pub struct Options {
     pub local: Local,
     /// Where the mount's numbers are served.
     pub metrics: Option<SocketAddr>,
+    /// All hosts together have so long to deliver one read.
+    pub read_timeout: Option<Duration>,
 }
 
 /// What happens to an option that nobody knows.
@@ -213,6 +219,7 @@ impl Options {
                 self.config = Some(path).filter(|path| path.is_absolute());
                 self.config.as_ref().ok_or(invalid("a file's absolute path"))?;
             }
+            "read_timeout" => self.read_timeout = Some(read_timeout(value).map_err(invalid)?),
             "metrics" => {
                 let address =
                     value.parse().map_err(|_| invalid("an address like 127.0.0.1:9700"))?;
@@ -234,6 +241,15 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// The time that hosts have to deliver one read, from whole seconds.
+///
+/// # Errors
+/// What is expected instead.
+pub fn read_timeout(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse().ok().filter(|it| READ_TIMEOUT_SECONDS.contains(it));
+    seconds.map(Duration::from_secs).ok_or("seconds from 1 to 300")
 }
 
 fn account(text: &str) -> Account {
@@ -275,6 +291,8 @@ mod tests {
         check("timeout=0", Options { wait: Some(Wait::ForEver), ..none() });
         let five = Wait::AtMost(Duration::from_secs(5));
         check("timeout=5", Options { wait: Some(five), ..none() });
+        let read_timeout = Some(Duration::from_secs(3));
+        check("read_timeout=3", Options { read_timeout, ..none() });
         check("view=flat", Options { view: Some("flat".to_owned()), ..none() });
         let catalog = Some("http://a:1".to_owned());
         check(
@@ -305,6 +323,8 @@ mod tests {
         check("dmask=1777", "dmask=1777 makes no sense");
         check("umask=", "umask= makes no sense");
         check("timeout=soon", "it takes seconds");
+        check("read_timeout=0", "it takes seconds from 1 to 300");
+        check("read_timeout=301", "it takes seconds from 1 to 300");
         check("metrics=localhost", "an address like");
         check("view=", "a view's name");
         check("config=isotope.toml", "a file's absolute path");

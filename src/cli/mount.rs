@@ -7,10 +7,11 @@ mod owner;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use isotope_fs::options::{Local, Options, Others, Unknown, Wait};
+use isotope_fs::options::{Local, Options, Others, Unknown, Wait, read_timeout};
 use isotope_fs::{Mount, resolved};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
@@ -43,6 +44,10 @@ pub(crate) struct MountArgs {
     /// the option verify_local
     #[arg(long)]
     verify_local: bool,
+    /// Give all hosts together so many seconds to deliver one read, 10 if left out; as the option
+    /// read_timeout
+    #[arg(long, value_name = "SECONDS", value_parser = read_timeout)]
+    read_timeout: Option<Duration>,
     /// Serve the mount's numbers there, at /metrics, for Prometheus; as the option metrics
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -80,6 +85,7 @@ impl MountArgs {
             options.local = Local::Verified;
         }
         options.metrics = self.metrics.or(options.metrics);
+        options.read_timeout = self.read_timeout.or(options.read_timeout);
         Ok(())
     }
 }
@@ -109,7 +115,7 @@ pub(super) fn config(
         guard.insert(1, "--system-log".into());
     }
     Ok(isotope_fs::Config {
-        read_timeout: isotope_fs::READ_TIMEOUT,
+        read_timeout: options.read_timeout.unwrap_or(isotope_fs::READ_TIMEOUT),
         mountpoint: mountpoint.to_owned(),
         catalog: daemon::uri(catalog)?,
         source: String::new(),

@@ -44,6 +44,9 @@ pub(super) struct UpArgs {
     /// Read images of this host like those of others, through the mount, which sees each byte
     #[arg(long)]
     verify_local: bool,
+    /// Give all hosts together so many seconds to deliver one read, 10 if left out
+    #[arg(long, value_name = "SECONDS", value_parser = isotope_fs::options::read_timeout)]
+    read_timeout: Option<std::time::Duration>,
     /// Serve the mount's numbers there, at /metrics, for Prometheus
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -76,6 +79,7 @@ pub(super) async fn cmd_up(args: UpArgs, context: &Context) -> anyhow::Result<()
 
     let stop = daemon::stop_on_signal()?;
     let mut options = mount::options(settings);
+    options.read_timeout = args.read_timeout.or(options.read_timeout);
     if args.verify_local {
         options.local = Local::Verified;
     }

@@ -148,7 +148,7 @@ fn without_a_replica_a_read_ends_in_time_and_nothing_else_notices() {
     write_image(&pools[1], "two.iso", &pattern("two.iso", LONG));
     let (_catalog, url) = catalog.catalog();
     let (agent, _other) = (a.agent(&url, &[&pools[0]]), b.agent(&url, &[&pools[1]]));
-    let (_mount, on_c) = c.mount(&url);
+    let (_mount, on_c) = c.mount_with(&url, &["--read-timeout", "4"]);
     hashed(&c, &url, 2);
     let [one, two] = ["one.iso", "two.iso"].map(|name| on_c.join("other").join(name));
     eventually("the images", || one.exists() && two.exists());
@@ -172,7 +172,10 @@ fn without_a_replica_a_read_ends_in_time_and_nothing_else_notices() {
         }
         let (took, well) = killed.join().expect("ended");
         assert!(!well && took < Duration::from_secs(6), "{took:?}");
-        reading.join().expect("ended").expect_failure(&["Input/output error"]);
+        let failed = reading.join().expect("ended");
+        failed.expect_failure(&["Input/output error"]);
+        let took = failed.took.as_secs_f32();
+        assert!((3.9..9.5).contains(&took), "not as --read-timeout has it: {took}");
     });
     println!("EIO after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
