@@ -77,7 +77,7 @@ fn each_library_is_named_where_it_belongs() {
                 "fs/src/passthrough.rs",
             ],
         ),
-        ("axum::", &["agent/src/http", "catalog/src/service/http.rs"]),
+        ("axum::", &["agent/src/http", "agent/src/service/read.rs", "catalog/src/service/http.rs"]),
         ("anyhow", &["src/"]),
         ("prometheus_client", &["src/metrics.rs"]),
         (

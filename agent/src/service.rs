@@ -1,23 +1,21 @@
 //! The agent's gRPC services: decode, call, encode; on the same port `http.rs` answers HTTP/1.1.
 
 mod host;
+mod read;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use isotope_proto::id::{ImageId, NodeId, VolumeId};
-use isotope_proto::pb::content_service_server::{ContentService, ContentServiceServer};
 use isotope_proto::pb::host_service_server::HostServiceServer;
 use isotope_proto::pb::stage_service_server::{StageService, StageServiceServer};
 use isotope_proto::pb::{
-    ReadChunk, ReadRequest, StageData, StageDone, StageReply, StageRequest, StageSync, stage_reply,
-    stage_request,
+    StageData, StageDone, StageReply, StageRequest, StageSync, stage_reply, stage_request,
 };
 use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
 use isotope_proto::wire::Malformed;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -25,11 +23,11 @@ use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::host::Host;
+use crate::http;
 use crate::http::ToldKey;
 use crate::passing::Passing;
 use crate::stage::Staged;
 use crate::volumes::Volumes;
-use crate::{content, http};
 
 /// How long open reads get to end after a stop was asked for.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -46,9 +44,9 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 pub(crate) fn server(shared: Host, passing: Arc<Passing>, url_key: Arc<ToldKey>) -> Router {
     let Host { volumes, node, .. } = shared.clone();
     let stage = StageServiceServer::new(Stage { volumes, node, passing });
-    let services = Routes::new(ContentServiceServer::new(Content { host: shared.clone() }))
-        .add_service(HostServiceServer::new(host::Hosts(shared.clone())))
+    let services = Routes::new(HostServiceServer::new(host::Hosts(shared.clone())))
         .add_service(stage.max_decoding_message_size(MESSAGE_BYTES_MAX));
+    let services = services.into_axum_router().merge(read::router(shared.clone())).into();
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -59,40 +57,9 @@ pub(crate) fn server(shared: Host, passing: Arc<Passing>, url_key: Arc<ToldKey>)
         .add_routes(http::beside(services, shared, url_key))
 }
 
-struct Content {
-    host: Host,
-}
-
 /// Whether somebody else may know better where the file is.
 pub(crate) fn is_unknown(refusal: &Refusal) -> bool {
     matches!(refusal.reason, Reason::NotFound | Reason::Unavailable | Reason::Replaced)
-}
-
-#[tonic::async_trait]
-impl ContentService for Content {
-    type ReadStream =
-        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<ReadChunk, Status>> + Send>>;
-
-    async fn read(
-        &self,
-        request: Request<ReadRequest>,
-    ) -> Result<Response<Self::ReadStream>, Status> {
-        let request = request.into_inner();
-        let image = ImageId::try_from(&*request.image_id).map_err(Malformed::from)?;
-        let volume = VolumeId::try_from(&*request.volume_id).map_err(Malformed::from)?;
-        let range = ByteRange::new(request.offset_bytes, request.length_bytes)
-            .ok_or_else(|| Refusal::new(Reason::OutOfRange, "the range is no range"))?;
-        let volume = self.host.volumes.get(volume).ok_or_else(|| not_here(volume))?;
-        let read = || content::read(Arc::clone(&volume), self.host.node, image, range);
-        let pieces = match read().await {
-            Err(refusal) if is_unknown(&refusal) && self.host.relocate(&volume, image).await => {
-                read().await?
-            }
-            read => read?,
-        };
-        let chunk = |piece: Result<_, Refusal>| Ok(ReadChunk { data: piece? });
-        Ok(Response::new(Box::pin(ReceiverStream::new(pieces).map(chunk))))
-    }
 }
 
 /// Says nothing of the image: whoever asks may know an address that was another agent's before.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use isotope_proto::id::{ImageId, VolumeId};
 use isotope_proto::pb;
 use isotope_proto::pb::content_service_client::ContentServiceClient;
 use isotope_proto::refusal::{Reason, Refusal};
@@ -311,7 +312,11 @@ fn small_reads_wait_for_no_timer() {
     let world = World::new();
     let pool = world.pool("isos", &["a.iso"]);
     write_image(&pool, "big.iso", &pattern("big", 64 << 20));
-    let (_up, _, path) = world.up(&[&pool]);
+    let (_catalog, url) = world.catalog();
+    // Another host's, by its name: what is read comes over the network.
+    let _agent = world.agent("elsewhere", &url, &[&pool]);
+    let (_mount, path) = world.mount("mnt", &url);
+    eventually("the image", || path.join("other/big.iso").exists());
     let file = fs::File::open(path.join("other/big.iso")).expect("opened");
     use std::os::unix::fs::FileExt;
     let begin = Instant::now();
@@ -321,6 +326,47 @@ fn small_reads_wait_for_no_timer() {
     }
     // Delayed acknowledgements would make it 4.4 s at the least; without, it is tens of milliseconds.
     assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_program_of_others_reads_by_grpc() {
+    let world = World::new();
+    let pool = world.pool("isos", &[]);
+    let bytes = pattern("a.iso", 3_000_001);
+    write_image(&pool, "a.iso", &bytes);
+    let (_catalog, url) = world.catalog();
+    let _agent = world.agent("a", &url, &[&pool]);
+    let info = || world.json(&url, &["info", "/other/a.iso"]);
+    eventually("the image", || info()["id"].is_string());
+    let (info, node) = (info(), world.json(&url, &["node", "ls"]));
+    let image: ImageId = info["id"].as_str().expect("an id").parse().expect("an id");
+    let volume = info["replicas"][0]["volume_id"].as_str().expect("an id");
+    let volume: VolumeId = volume.parse().expect("an id");
+    let endpoint = format!("http://{}", node["address"].as_str().expect("an address"));
+    let endpoint = tonic::transport::Endpoint::from_shared(endpoint).expect("a URL");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let read = async |offset_bytes, length_bytes| {
+        let mut client = ContentServiceClient::new(endpoint.connect_lazy());
+        let request = pb::ReadRequest {
+            image_id: image.into(),
+            volume_id: volume.into(),
+            offset_bytes,
+            length_bytes,
+        };
+        let mut pieces = client.read(request).await?.into_inner();
+        let mut all = Vec::new();
+        while let Some(piece) = pieces.message().await? {
+            all.extend_from_slice(&piece.data);
+        }
+        Ok::<_, tonic::Status>(all)
+    };
+    runtime.block_on(async {
+        same_bytes(&read(0, 3_000_001).await.expect("read"), &bytes);
+        same_bytes(&read(2_000_000, 7).await.expect("read"), &bytes[2_000_000..2_000_007]);
+        same_bytes(&read(5, 0).await.expect("read"), &[]);
+        let refused = read(3_000_000, 2).await.expect_err("past the end");
+        assert_eq!(refused.code(), tonic::Code::OutOfRange);
+    });
 }
 
 #[test]
