@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use libc::{EHOSTDOWN, EIO, EROFS, ESTALE, ETIMEDOUT};
 use rustix::process::Signal;
 
-use crate::harness::{SOON, World, errno, eventually, holds, pattern, walk, write_image};
+use crate::harness::{
+    SOON, World, errno, eventually, holds, pattern, same_bytes, walk, write_image,
+};
 
 #[test]
 fn without_the_catalogue_reading_goes_on() {
@@ -93,6 +95,37 @@ fn a_file_replaced_in_its_pool_is_a_new_image() {
     eventually("no link to it", || open.metadata().is_ok_and(|meta| meta.nlink() == 0));
     let before = open.metadata().expect("its attributes go on");
     assert_ne!(before.ino(), fs::metadata(&path).expect("there").ino());
+}
+
+#[test]
+fn bytes_from_the_network_are_those_of_the_image() {
+    let world = World::new();
+    let (group, size) = (16 << 10, 100_000);
+    let pool = world.pool("isos", &[]);
+    write_image(&pool, "a.iso", &pattern("a.iso", size));
+    let (_catalog, url) = world.catalog();
+    let _agent = world.agent("elsewhere", &url, &[&pool]);
+    let (_mount, mount) = world.mount("mnt", &url);
+    let image = mount.join("other/a.iso");
+    eventually("the image", || image.is_file());
+    eventually("its hash", || world.json(&url, &["info", "/other/a.iso"])["sha256"].is_string());
+    // A bit in the third group, with the file's times as they were.
+    let file = File::options().read(true).write(true).open(pool.join("iso/a.iso")).expect("opened");
+    let modified = file.metadata().and_then(|it| it.modified()).expect("a time");
+    file.write_all_at(&[pattern("a.iso", size)[2 * group + 5] ^ 1], 2 * group as u64 + 5)
+        .expect("written");
+    file.set_modified(modified).expect("set back");
+    let found = File::open(&image).expect("opened");
+    rustix::fs::fadvise(&found, 0, None, rustix::fs::Advice::Random).expect("advised");
+    let mut bytes = vec![0; 4096];
+    found.read_exact_at(&mut bytes, 0).expect("a sound group");
+    same_bytes(&bytes, &pattern("a.iso", size)[..4096]);
+    let begin = Instant::now();
+    assert_eq!(errno(found.read_exact_at(&mut bytes, 2 * group as u64)), EIO);
+    assert!(begin.elapsed() < Duration::from_secs(8), "at once: {:?}", begin.elapsed());
+    eventually("the rotten copy to be known", || {
+        world.json(&url, &["info", "/other/a.iso"])["replicas"][0]["rotten"] == true
+    });
 }
 
 #[test]
