@@ -23,7 +23,7 @@ reason_for() {
         ipxe | grub-rescue-pc) echo 'ships a real ISO to read and boot' ;;
         xorriso | genisoimage | udftools) echo 'makes ISOs' ;;
         osinfo-db) echo 'knows which media are whose' ;;
-        qemu-system-x86) echo 'boots an ISO from the mount' ;;
+        qemu-system-x86 | ovmf) echo 'boots an ISO from the mount' ;;
         curl) echo 'reads over HTTP, and stores files through the mount' ;;
         qemu-utils | rsync) echo 'stores files through the mount' ;;
         fio) echo 'writes and verifies' ;;

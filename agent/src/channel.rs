@@ -28,11 +28,11 @@ use crate::outboards::Outboards;
 use crate::service::{is_unknown, not_here};
 use crate::volume::Volume;
 
-/// A connection on which nothing is asked for so long lets go of the files that it has open: a disk
-/// that is to be unmounted must not wait for an idle mount.
-const REST_AFTER: Duration = Duration::from_secs(2);
-/// After so many rests the connection is closed; whoever comes back connects anew.
-const RESTS_MAX: u32 = 150;
+/// A connection on which nothing is asked for so long lets go of the files that it has open: whoever
+/// unmounts a disk must not find it busy.
+const REST_AFTER: Duration = Duration::from_millis(200);
+/// One on which nothing is asked for so long is closed; whoever comes back connects anew.
+const IDLE_MAX: Duration = Duration::from_secs(300);
 /// Whoever takes nothing for so long is gone.
 const STALLED_MAX: Duration = Duration::from_secs(60);
 /// Files kept open by one connection: its program reads a few at a time.
@@ -73,7 +73,7 @@ impl Connection {
     /// Answers until the other side closes it, or breaks its rules.
     pub(crate) fn serve(mut self) {
         let ready = self.stream.set_nonblocking(false);
-        let ready = ready.and_then(|()| self.stream.set_read_timeout(Some(REST_AFTER)));
+        let ready = ready.and_then(|()| self.stream.set_read_timeout(Some(IDLE_MAX)));
         let ready = ready.and_then(|()| self.stream.set_write_timeout(Some(STALLED_MAX)));
         let served = ready.and_then(|()| {
             while let Some(frame) = self.next_request()? {
@@ -89,19 +89,19 @@ impl Connection {
 
     /// None when the other side has no more, or has not asked for long.
     fn next_request(&mut self) -> io::Result<Option<[u8; REQUEST_BYTES]>> {
-        let (mut frame, mut filled, mut rests) = ([0; REQUEST_BYTES], 0, 0);
+        let (mut frame, mut filled) = ([0; REQUEST_BYTES], 0);
         while filled < frame.len() {
             match self.stream.read(&mut frame[filled..]) {
                 Ok(0) => return Ok(None),
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && rests < RESTS_MAX => {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) if self.open.is_empty() => return Ok(None),
+                Err(_) => {
                     self.open.clear();
                     self.buffer = Vec::new();
-                    rests += 1;
+                    self.stream.set_read_timeout(Some(IDLE_MAX))?;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error),
             }
         }
         Ok(Some(frame))
@@ -159,6 +159,8 @@ impl Connection {
         if self.open.len() >= OPEN_MAX {
             self.open.remove(0);
         }
+        // Only no time at all is refused.
+        let _ = self.stream.set_read_timeout(Some(REST_AFTER));
         self.open.push(Open { volume, image: wanted.image, file, stamp, tree: None });
         Ok(self.open.len() - 1)
     }

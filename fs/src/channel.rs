@@ -112,6 +112,10 @@ impl Channels {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
+    }
+
     /// A range from one agent.
     ///
     /// # Errors

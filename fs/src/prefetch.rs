@@ -12,6 +12,7 @@ use isotope_proto::proof;
 use isotope_proto::range::ByteRange;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
+use crate::buffers::Buffers;
 use crate::error::FsError;
 use crate::read_ahead::{BLOCK_BYTES, Plan, Window};
 
@@ -48,6 +49,7 @@ pub(crate) struct Prefetcher<F> {
     size_bytes: u64,
     source: F,
     budget: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
     state: Mutex<State>,
 }
 
@@ -70,8 +72,13 @@ pub(crate) struct Block {
 }
 
 impl<F: Fetch> Prefetcher<F> {
-    pub(crate) fn new(size_bytes: u64, source: F, budget: Arc<Semaphore>) -> Self {
-        Self { size_bytes, source, budget, state: Mutex::default() }
+    pub(crate) fn new(
+        size_bytes: u64,
+        source: F,
+        budget: Arc<Semaphore>,
+        buffers: Arc<Buffers>,
+    ) -> Self {
+        Self { size_bytes, source, budget, buffers, state: Mutex::default() }
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -186,11 +193,11 @@ impl<F: Fetch> Prefetcher<F> {
         if let [block] = blocks {
             return Ok(part(range, block.range, &self.block(block).await?));
         }
-        let mut all = BytesMut::with_capacity(usize::try_from(range.len()).unwrap_or(0));
+        let mut all = self.buffers.take(usize::try_from(range.len()).unwrap_or(0));
         for block in blocks {
-            all.extend_from_slice(&part(range, block.range, &self.block(block).await?));
+            all.bytes.extend_from_slice(&part(range, block.range, &self.block(block).await?));
         }
-        Ok(all.freeze())
+        Ok(Bytes::from_owner(all))
     }
 
     async fn block(&self, block: &Block) -> Result<Bytes, FsError> {

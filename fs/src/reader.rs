@@ -67,7 +67,9 @@ impl Source {
 impl Reader {
     pub(crate) fn new(ino: Ino, image: ImageNode, source: Arc<Source>) -> Self {
         let (size_bytes, budget) = (image.size_bytes, Arc::clone(&source.budget));
-        let bytes = Prefetcher::new(size_bytes, ImageSource { ino, image, source }, budget);
+        let buffers = Arc::clone(source.hosts.channels().buffers());
+        let bytes = ImageSource { ino, image, source };
+        let bytes = Prefetcher::new(size_bytes, bytes, budget, buffers);
         Self { bytes: Arc::new(bytes), failed: Mutex::default() }
     }
 

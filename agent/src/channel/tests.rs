@@ -183,6 +183,24 @@ fn a_file_that_was_changed_or_rotted_is_served_no_more() {
 }
 
 #[test]
+fn a_file_is_let_go_when_nobody_has_asked_for_a_moment() {
+    let mut channel = Channel::to(100_000);
+    assert!(channel.read(0, 9, None).is_ok());
+    let file = channel.pool().join("iso/a.iso");
+    let is_held = || {
+        let links = fs::read_dir("/proc/self/fd").expect("descriptors").flatten();
+        links.filter_map(|it| fs::read_link(it.path()).ok()).any(|it| it == file)
+    };
+    assert!(is_held(), "the next request comes soon, as a rule");
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while is_held() {
+        assert!(std::time::Instant::now() < deadline, "it keeps the disk busy");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(channel.read(0, 9, None).is_ok(), "and it is opened again");
+}
+
+#[test]
 fn strangers_are_shown_out_and_http_goes_to_its_server() {
     let mut channel = Channel::to(9);
     let closed = |bytes: &[u8]| {

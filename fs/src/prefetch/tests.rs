@@ -64,7 +64,8 @@ async fn read(bytes: &Arc<Prefetcher<Arc<Failing>>>, range: ByteRange) -> Result
 
 fn prefetcher(size_bytes: u64, every: usize, budget: usize) -> Arc<Prefetcher<Arc<Failing>>> {
     let source = Arc::new(Failing { size_bytes, every, ..Failing::default() });
-    Arc::new(Prefetcher::new(size_bytes, source, Arc::new(Semaphore::new(budget))))
+    let budget = Arc::new(Semaphore::new(budget));
+    Arc::new(Prefetcher::new(size_bytes, source, budget, Arc::default()))
 }
 
 fn within<T>(test: impl Future<Output = T>) -> T {

@@ -127,6 +127,22 @@ fn every_program_reads_another_hosts_image_to_the_byte() {
     assert_eq!(info(&far_grub), info(&grub));
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Firmware {
+    Bios,
+    Uefi,
+}
+
+impl Firmware {
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::Bios => &[],
+            // Of the package ovmf.
+            Self::Uefi => &["-bios", "/usr/share/ovmf/OVMF.fd"],
+        }
+    }
+}
+
 /// A virtual machine with an ISO in its drive, and its serial console.
 struct Machine {
     qemu: Child,
@@ -134,7 +150,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn boot(world: &World, name: &str, iso: &Path) -> Self {
+    fn boot(world: &World, name: &str, iso: &Path, firmware: Firmware) -> Self {
         let console = world.path(name);
         // What it reads it reads from us, and not from a copy that the kernel has made before.
         let drive = format!("file={},media=cdrom,readonly=on,format=raw,cache=none", text(iso));
@@ -142,6 +158,7 @@ impl Machine {
             .args(["-m", "256", "-nographic", "-net", "none", "-boot", "d", "-no-reboot"])
             .args(["-drive", &drive, "-monitor", "none", "-serial"])
             .arg(format!("file:{}", text(&console)))
+            .args(firmware.args())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(world.path(&format!("{name}.log"))).expect("a log"))
@@ -173,23 +190,29 @@ fn machines_boot_one_image_and_survive_the_loss_of_one_of_its_hosts() {
     let pools = pools(&world);
     for pool in &pools {
         fs::copy(CD, pool.join("iso/grub.iso")).expect("the package grub-rescue-pc");
+        // It boots both ways.
+        fs::copy("/usr/lib/ipxe/ipxe.iso", pool.join("iso/ipxe.iso")).expect("the package ipxe");
     }
     let (_catalog, url) = catalog.catalog();
     let mut agents = [a.agent(&url, &[&pools[0]]), b.agent(&url, &[&pools[1]])].map(Some);
     let (_mount, on_c) = c.mount(&url);
-    hashed(&c, &url, 1);
-    let iso =
-        || walk(&on_c).into_iter().find(|it| it.ends_with("grub.iso")).map(|it| on_c.join(it));
-    eventually("the image", || iso().is_some());
-    let iso = iso().expect("there");
+    hashed(&c, &url, 2);
+    let [grub, ipxe] = ["grub.iso", "ipxe.iso"].map(|name| on_c.join("other").join(name));
+    eventually("the images", || grub.exists() && ipxe.exists());
     for lost in [0, 1] {
-        let mut machines =
-            [0, 1].map(|n| Machine::boot(&world, &format!("console-{lost}-{n}"), &iso));
+        let boot = |name: &str, iso, firmware| {
+            Machine::boot(&world, &format!("{name}-{lost}"), iso, firmware)
+        };
+        let mut machines = [
+            (boot("one", &grub, Firmware::Bios), "GRUB"),
+            (boot("two", &grub, Firmware::Bios), "GRUB"),
+            (boot("three", &ipxe, Firmware::Uefi), "iPXE initialising devices"),
+        ];
         // While the firmware still looks for something to boot.
         std::thread::sleep(Duration::from_millis(700));
         agents[lost].take().expect("it runs").kill();
         let deadline = Instant::now() + BANNER_MAX;
-        while !machines.iter_mut().all(|it| it.shows("GRUB")) {
+        while !machines.iter_mut().all(|(it, banner)| it.shows(banner)) {
             assert!(Instant::now() < deadline, "no banner with host {lost} lost");
             std::thread::sleep(Duration::from_millis(100));
         }
