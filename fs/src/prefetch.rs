@@ -23,6 +23,8 @@ const BLOCKS_BEHIND: u64 = 4;
 /// Of what was fetched for a seeking reader so much is kept: programs that read a CD-ROM's 2 KiB
 /// sectors come back to the group that they have just read from.
 const RECENT_BYTES_MAX: u64 = 1 << 20;
+/// What is fetched ahead is no more than comes in so long.
+const AHEAD_MAX: Duration = Duration::from_secs(1);
 /// A reader that pauses for so long gives up what was kept for it.
 const IDLE_KEPT: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,9 @@ pub(crate) trait Fetch: Send + Sync + 'static {
 
     /// The same for a small range, on this thread and in a moment, or not at all.
     fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes>;
+
+    /// Bytes per second that one fetch got lately; none if nobody knows.
+    fn speed(&self) -> Option<u64>;
 }
 
 /// A read, as far as it comes without waiting for others.
@@ -105,6 +110,8 @@ impl<F: Fetch> Prefetcher<F> {
             }
             Plan::Blocks { needed, ahead_to } => {
                 state.recent.clear();
+                let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
+                let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
                 self.line_up(&mut state, &needed, ahead_to)
             }
         };
@@ -245,6 +252,12 @@ impl<F: Fetch> Prefetcher<F> {
             kept -= oldest.len();
         }
     }
+}
+
+/// How many blocks are fetched ahead at that speed: on a slow link those would keep the one that is
+/// waited for from coming in time.
+fn blocks_in_time(bytes_per_second: u64) -> u64 {
+    bytes_per_second.saturating_mul(AHEAD_MAX.as_secs()) / BLOCK_BYTES
 }
 
 /// What of `wanted` lies in `known`, whose bytes these are.

@@ -146,6 +146,12 @@ impl Fetch for ImageSource {
         let (routes, content) = self.plan();
         self.source.hosts.fetch_quickly(&routes, content, range)
     }
+
+    fn speed(&self) -> Option<u64> {
+        let (routes, _) = self.plan();
+        let first = routes.first()?;
+        self.source.hosts.with_health(|health| health.speed(&first.address, Instant::now()))
+    }
 }
 
 impl ImageSource {

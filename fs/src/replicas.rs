@@ -87,11 +87,16 @@ impl Health {
         self.hosts.get(address)?.bad_since
     }
 
+    /// Bytes per second, as measured lately.
+    pub(crate) fn speed(&self, address: &str, now: Instant) -> Option<u64> {
+        let (speed, at) = self.hosts.get(address)?.speed?;
+        (now.saturating_duration_since(at) < SPEED_KEPT).then_some(speed)
+    }
+
     /// In steps of four times, for a difference that is worth going elsewhere.
     pub(crate) fn slowness(&self, address: &str, now: Instant) -> u32 {
-        let speed = self.hosts.get(address).and_then(|host| host.speed);
-        let known = speed.filter(|(_, at)| now.saturating_duration_since(*at) < SPEED_KEPT);
-        known.map_or(0, |(speed, _)| (FAST_BYTES_PER_S / speed.max(1)).max(1).ilog2() / 2)
+        let steps = |speed: u64| (FAST_BYTES_PER_S / speed.max(1)).max(1).ilog2() / 2;
+        self.speed(address, now).map_or(0, steps)
     }
 
     /// Whether going from one host to another, because it is slow, makes sense.

@@ -28,6 +28,7 @@ struct Failing {
     under_way: AtomicUsize,
     under_way_most: AtomicUsize,
     fetched_bytes: AtomicUsize,
+    speed: Option<u64>,
 }
 
 impl Fetch for Arc<Failing> {
@@ -47,6 +48,10 @@ impl Fetch for Arc<Failing> {
         }
         self.fetched_bytes.fetch_add(range.len() as usize, Ordering::Relaxed);
         Ok(bytes_of(range).into())
+    }
+
+    fn speed(&self) -> Option<u64> {
+        self.speed
     }
 
     fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes> {
@@ -173,6 +178,24 @@ fn no_more_is_under_way_than_the_mount_allows() {
         // Two ahead, and the one that is waited for where those have taken the room.
         assert!(bytes.source().under_way_most.load(Ordering::Relaxed) <= 3);
     });
+}
+
+#[test]
+fn on_a_slow_link_nothing_is_in_the_way_of_the_block_that_is_needed() {
+    for (speed, most) in [(None, 9), (Some(MIB - 1), 1), (Some(2 * MIB), 3), (Some(1 << 40), 9)] {
+        within(async {
+            let size_bytes = 40 * MIB;
+            let source = Arc::new(Failing { size_bytes, speed, ..Failing::default() });
+            let budget = Arc::new(Semaphore::new(BLOCKS_AHEAD_MAX));
+            let bytes = Arc::new(Prefetcher::new(size_bytes, source, budget, Arc::default()));
+            for at in (0..30 * MIB).step_by(MIB as usize) {
+                let range = ByteRange::clamped(at, MIB, size_bytes);
+                assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
+            }
+            let under_way = bytes.source().under_way_most.load(Ordering::Relaxed);
+            assert!(under_way <= most, "{under_way} at {speed:?}");
+        });
+    }
 }
 
 #[test]

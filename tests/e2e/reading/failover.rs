@@ -185,6 +185,26 @@ fn without_a_replica_a_read_ends_in_time_and_nothing_else_notices() {
     });
 }
 
+/// A link of 2 Mbit/s brings a block in four seconds: two at once would be late.
+#[test]
+fn a_slow_host_that_is_the_only_one_delivers() {
+    let world = World::new();
+    let network = Network::new(&world);
+    let [catalog, a, c] = ["catalog", "a", "c"].map(|name| network.host(name));
+    let pool = world.pool("isos", &[]);
+    write_image(&pool, "one.iso", &pattern("one.iso", 4 * MIB));
+    let (_catalog, url) = catalog.catalog();
+    let _agent = a.agent(&url, &[&pool]);
+    let (_mount, on_c) = c.mount(&url);
+    hashed(&c, &url, 1);
+    let image = on_c.join("other/one.iso");
+    eventually("the image", || image.exists());
+    a.slow_down();
+    let read = within(READ_SECONDS, &["cmp", text(&image), text(&pool.join("iso/one.iso"))]);
+    println!("4 MiB at 2 Mbit/s: {:?}", read.took);
+    read.expect_well();
+}
+
 /// Of an image that somebody truncates, replaces or deletes in its pool while it is read, a reader
 /// gets all of the old bytes or an error: never zeros, never a mixture.
 #[test]
