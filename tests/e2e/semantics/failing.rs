@@ -8,6 +8,7 @@ use libc::{EHOSTDOWN, EIO, EROFS, ESTALE, ETIMEDOUT};
 use rustix::process::Signal;
 
 use crate::harness::{SOON, World, errno, eventually, holds, pattern, walk, write_image};
+use crate::hypervisors::libvirt::drop_pages;
 
 #[test]
 fn without_the_catalogue_reading_goes_on() {
@@ -112,4 +113,13 @@ fn a_read_ends_within_its_deadline() {
     assert_eq!(walk(&mount).len(), 4, "names and attributes need no host");
     agent.signal(Signal::CONT);
     eventually("it reads again", || fs::read(&image).is_ok());
+    // From now on its beginning is kept: what hypervisors look at needs no host.
+    agent.kill();
+    let mut header = [0; 0x8200];
+    eventually("its beginning is read", || {
+        drop_pages(&world, &mount.join("other"));
+        File::open(&image).and_then(|it| it.read_exact_at(&mut header, 0)).is_ok()
+    });
+    assert_eq!(header[..], pattern("a.iso", 300_000)[..header.len()]);
+    assert_eq!(errno(fs::read(&image)), EIO, "the rest of it does");
 }
