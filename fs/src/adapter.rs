@@ -23,7 +23,7 @@ use crate::error::FsError;
 use crate::files::{Answer, DOTS, Files, LIFETIME, Listed};
 use crate::handle::Open;
 use crate::opening::For;
-use crate::prefetch::Begun;
+use crate::reader::{Asker, Reading};
 use crate::reply::{self, or_reply, parse};
 use crate::tally::Why;
 use crate::upload::WriteAt;
@@ -324,7 +324,7 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -333,10 +333,16 @@ impl Filesystem for Adapter {
         let _runtime = self.runtime.enter();
         let files = self.files.clone();
         match open {
-            Open::Reading(reader) => match or_reply!(reply, reader.begin(offset, size)) {
-                Begun::Done(bytes) => reply.data(&bytes),
-                begun => self.deliver(reply, async move { reader.finish(begun).await }),
-            },
+            Open::Reading(reader) => {
+                let direct = flags.0 & libc::O_DIRECT != 0;
+                let asker = if direct { Asker::Program } else { Asker::PageCache };
+                match or_reply!(reply, reader.begin(offset, size, asker)) {
+                    Reading::Done(bytes) => reply.data(&bytes),
+                    Reading::Waiting(it) => {
+                        self.deliver(reply, async move { reader.finish(it).await });
+                    }
+                }
+            }
             Open::Looking(upload) => {
                 self.deliver(reply, async move { files.look(&upload, offset, size).await });
             }

@@ -1,6 +1,7 @@
 //! How a mount begins: with the library that was recorded when it last ran, at once, or else with the
 //! catalogue's list. Whichever it is, the feed is followed from there on.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,13 +75,22 @@ pub(crate) async fn follow(
     (Following { follower, health }, First { begun, recorded, listed })
 }
 
+fn whose(config: &Config) -> Whose {
+    Whose {
+        catalog: config.catalog.to_string(),
+        mountpoint: config.mountpoint.display().to_string(),
+    }
+}
+
+/// Where headers of images are kept: beside the recording, by the same name.
+pub(crate) fn headers_dir(config: &Config) -> Option<PathBuf> {
+    Some(config.snapshots.as_ref()?.join(format!("{}.headers", whose(config).file_name())))
+}
+
 /// Where to record to, and what was recorded; or why nothing can be.
 async fn recorded(config: &Config) -> Result<(Option<Recorder>, Option<Box<Tree>>), String> {
     let Some(dir) = config.snapshots.clone() else { return Ok((None, None)) };
-    let whose = Whose {
-        catalog: config.catalog.to_string(),
-        mountpoint: config.mountpoint.display().to_string(),
-    };
+    let whose = whose(config);
     let opened = tokio::task::spawn_blocking(move || recorder::open(&dir, whose, Instant::now()));
     let opened = opened.await.map_err(|error| error.to_string())?;
     let (recorder, replayed) = opened.map_err(|error| error.to_string())?;

@@ -216,7 +216,7 @@ impl Hosts {
     fn note_winner(&self, winner: &Attempt<'_>, others: &[Attempt<'_>], now: Instant) {
         let took = |it: &Attempt<'_>| now.saturating_duration_since(it.progress.began());
         self.with_health(|health| {
-            health.succeeded(&winner.route.address);
+            health.succeeded(&winner.route.address, now);
             if winner.progress.bytes() >= MEASURED_BYTES_MIN {
                 let (bytes, took) = (winner.progress.bytes(), took(winner));
                 health.measured(&winner.route.address, bytes, took, now);

@@ -21,6 +21,7 @@ mod files;
 mod follow;
 mod guard;
 mod handle;
+mod headers;
 mod health;
 mod holders;
 mod local;
@@ -75,6 +76,7 @@ pub use crate::fetch::Content;
 use crate::files::Files;
 pub use crate::guard::guard;
 use crate::handle::Handles;
+use crate::headers::Headers;
 pub use crate::health::{Contact, FEED_ATTRIBUTE, FeedHealth};
 use crate::mirror::Source;
 pub use crate::mountpoint::{MountPointError, our_mounts, resolved};
@@ -218,6 +220,7 @@ impl Mount {
         ready: oneshot::Sender<()>,
     ) -> Result<(), MountError> {
         let (manner, unpassed) = (self.config.manner(), self.config.unpassed());
+        let headers = beginning::headers_dir(&self.config);
         if self.config.beneath == Beneath::Immutable {
             mountpoint::refuse_writes(&self.config.mountpoint);
         }
@@ -245,6 +248,7 @@ impl Mount {
             Arc::clone(&hosts),
             host.clone(),
             read_timeout,
+            Headers::of(headers).await,
             self.tally.clone(),
         );
         let handles = Arc::new(Handles::new(source));

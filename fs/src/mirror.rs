@@ -60,6 +60,10 @@ impl Mirror {
         self.tree.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn notifications(&self) -> &Notifications {
+        &self.notifications
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,13 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fuser::{INodeNo, Notifier};
 use isotope_proto::crash_point;
 use isotope_proto::id::Ino;
 use isotope_proto::name::EntryName;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -22,6 +25,12 @@ const THREADS: usize = 8;
 
 /// As long as a change of the namespace may take.
 const TELL_MAX: Duration = Duration::from_secs(2);
+
+/// Beginnings of images that are being given to the kernel at once. It puts them into pages that a
+/// read under way may have locked; that ends within the read's deadline.
+const GIVING_MAX: usize = 8;
+/// It is the matter of some microseconds, unless such a read is under way.
+const GIVE_MAX: Duration = Duration::from_millis(200);
 
 /// An offset below zero leaves an inode's pages alone (`fuse_lowlevel.h`, inval_inode).
 const ATTRIBUTES_ONLY: i64 = -1;
@@ -40,10 +49,23 @@ pub(crate) struct Notifications {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     queues: Mutex<Queues>,
     changed: Condvar,
+    /// Once there is a kernel to tell.
+    notifier: OnceLock<Notifier>,
+    giving: Arc<Semaphore>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            queues: Mutex::default(),
+            changed: Condvar::default(),
+            notifier: OnceLock::new(),
+            giving: Arc::new(Semaphore::new(GIVING_MAX)),
+        }
+    }
 }
 
 /// Sets, not lists: what is told twice before it is sent is sent once, so each queue is bounded by
@@ -96,6 +118,8 @@ impl Notifications {
     /// Starts the threads; before that nothing is cached and what was left is dropped.
     pub(crate) fn start(&self, notifier: &Notifier) {
         self.lock().waiting.clear();
+        // A session is started once.
+        let _ = self.shared.notifier.set(notifier.clone());
         for n in 0..THREADS {
             let (queues, notifier) = (self.clone(), notifier.clone());
             std::thread::Builder::new()
@@ -103,6 +127,26 @@ impl Notifications {
                 .spawn(move || queues.work(|ino, what| tell(&notifier, ino, &what)))
                 .expect("a thread at start-up");
         }
+    }
+
+    /// Puts the beginning of an inode into the kernel's page cache, from a thread that holds nothing
+    /// else; returns when it is there, or after a moment. Never for what is passed through.
+    pub(crate) async fn give(&self, ino: Ino, beginning: Bytes) {
+        let (Some(notifier), Ok(permit)) = (
+            self.shared.notifier.get().cloned(),
+            Arc::clone(&self.shared.giving).try_acquire_owned(),
+        ) else {
+            return;
+        };
+        let given = tokio::task::spawn_blocking(move || {
+            // One that waits keeps it.
+            let _permit = permit;
+            if let Err(error) = notifier.store(INodeNo(ino.0), 0, &beginning) {
+                debug!(%ino, %error, "the kernel did not take an image's beginning");
+            }
+        });
+        // What comes late does no harm: the bytes are the image's.
+        let _ = timeout(GIVE_MAX, given).await;
     }
 
     /// Ends the threads once they have nothing at hand.

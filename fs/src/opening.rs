@@ -29,12 +29,14 @@ impl Adapter {
         let reader = or_reply!(reply, self.files.handles.reader(ino));
         let passthrough = &self.files.passthrough;
         let slot = passthrough.join(ino);
-        if let Some(mode) = slot.decided() {
-            return opened(&self.files, reader, &slot, mode, reply);
-        }
         let local = passthrough.local(&self.files.mirror.tree(), reader.image());
-        if let Err(why) = local
-            && let Some(mode) = slot.decide_now(Mode::Ordinary(why))
+        let decided = match (slot.decided(), &local) {
+            (Some(mode), _) => Some(mode),
+            (None, Err(why)) => slot.decide_now(Mode::Ordinary(*why)),
+            (None, Ok(_)) => None,
+        };
+        if let Some(mode) = decided
+            && !lacks_hosts(mode, &reader)
         {
             return opened(&self.files, reader, &slot, mode, reply);
         }
@@ -43,6 +45,11 @@ impl Adapter {
             let give = |file: &_| reply.open_backing(file);
             let decide = || files.passthrough.decide(local, size_bytes, give);
             let mode = slot.decide(decide).await;
+            if lacks_hosts(mode, &reader)
+                && let Some(header) = reader.header_alone().await
+            {
+                files.mirror.notifications().give(ino, header).await;
+            }
             opened(&files, reader, &slot, mode, reply);
         });
     }
@@ -68,6 +75,13 @@ impl Adapter {
     }
 }
 
+/// Whether all that is to be reckoned with is the beginning of an image, as it is kept. The kernel is
+/// given that before it hears that the file is open: then its read-ahead, which would ask for more
+/// than that at once, does not begin before the end of it.
+fn lacks_hosts(mode: &Mode, reader: &Reader) -> bool {
+    matches!(mode, Mode::Ordinary(_)) && reader.has_header_alone()
+}
+
 fn opened(
     files: &Files,
     reader: Arc<Reader>,
@@ -85,6 +99,8 @@ fn opened(
             reply.error(errno::of(&FsError::Replaced));
         }
         Mode::Passed(backing) => {
+            // What is read past this process is not seen; it is kept for when the agent is away.
+            reader.keep_beginning(|len| backing.beginning(len));
             let flags = FopenFlags::FOPEN_NOFLUSH;
             reply.opened_passthrough(open(reader), flags, backing.id());
         }

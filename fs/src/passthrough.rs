@@ -5,9 +5,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fuser::BackingId;
 use isotope_proto::id::Ino;
 use isotope_proto::image::Stamp;
@@ -70,6 +72,18 @@ impl Drop for Backing {
 impl Backing {
     pub(crate) fn id(&self) -> &BackingId {
         &self.open.as_ref().expect("it is there until it is dropped").0
+    }
+
+    /// Reads the first bytes of the file where a disk may be waited for; none where it changed.
+    pub(crate) fn beginning(&self, len: usize) -> impl FnOnce() -> Option<Bytes> + Send + 'static {
+        let file = self.open.as_ref().and_then(|(_, file)| file.try_clone().ok());
+        let stamp = self.stamp;
+        move || {
+            let file = file?;
+            let mut bytes = vec![0; len];
+            file.read_exact_at(&mut bytes, 0).ok()?;
+            (stamp_now(&file) == Some(stamp)).then(|| bytes.into())
+        }
     }
 
     /// Whether it is still the file that the agent checked. Of a file system on a network that is as

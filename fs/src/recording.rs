@@ -18,7 +18,7 @@ use crate::follow::MESSAGE_BYTES_MAX;
 use crate::tree::{Applied, Tree};
 
 /// A program that writes another form gives it another number.
-const FORM: &str = "isotope feed 1";
+const FORM: &str = "isotope feed 2";
 const CHECK_BYTES: usize = 8;
 const HEAD_BYTES: usize = 4 + CHECK_BYTES;
 /// Events read ahead of the tree that is made of them; one has a thousand records.
@@ -91,7 +91,12 @@ fn strip_record(record: &mut pb::Record) {
     for replica in &mut image.replicas {
         SOME_PATH.clone_into(&mut replica.path);
         replica.stamp = Some(pb::Stamp::default());
-        replica.checked.take_if(|checked| !checked.rotten);
+        if let Some(checked) = &mut replica.checked {
+            checked.published_in = None;
+            checked.published_agrees = false;
+            // Seconds are kept of it.
+            checked.read_time.iter_mut().for_each(|time| time.nanos = 0);
+        }
     }
 }
 
@@ -220,8 +225,9 @@ fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 #[cfg(test)]
 pub(crate) mod tests {
     use isotope_proto::change::{Change, Delta, Edit, Record};
+    use isotope_proto::digest::{Blake3, Sha256};
     use isotope_proto::id::{ContentId, EntryId, ImageId, Incarnation, Ino, Revision, VolumeId};
-    use isotope_proto::image::{Checked, Image, ImageFormat, Os, Replica, Stamp};
+    use isotope_proto::image::{Checked, Hashes, Image, ImageFormat, Os, Replica, Stamp};
     use isotope_proto::name::{EntryName, VolumePath};
     use isotope_proto::time::Timestamp;
     use isotope_proto::tree::{Entry, Folder};
@@ -255,13 +261,16 @@ pub(crate) mod tests {
             volume: VolumeId::from_bytes([n; 16]),
             path: VolumePath::parse("iso/some/where.iso").expect("a path"),
             stamp: Stamp { inode: 7, size_bytes: 1, mtime_ns: -3 },
-            checked: Some(Checked { read: Timestamp(9), rotten, published: None }),
+            checked: Some(Checked { read: Timestamp::from_parts(9, 5), rotten, published: None }),
         };
         Image {
             id: ImageId::from_bytes([ino as u8; 16]),
             ino: Ino(ino),
             content: ContentId::from_bytes([ino as u8; 16]),
-            hashes: None,
+            hashes: Some(Hashes {
+                sha256: Sha256::from_bytes([3; 32]),
+                blake3: Blake3::from_bytes([4; 32]),
+            }),
             filename: "where.iso".to_owned(),
             size_bytes: 1,
             format: ImageFormat::Iso,
@@ -319,6 +328,8 @@ pub(crate) mod tests {
         stripped.iter_mut().for_each(strip);
         assert!(recorded(&stripped).len() < recorded(&whole).len());
         assert_eq!(play(&stripped), play(&whole));
+        let verified = play(&whole).image(Ino(2)).and_then(|it| it.verified);
+        assert_eq!(verified.map(u32::from), Some(9));
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Hosts {
                 // A reader that had no other choice may have found it back.
                 let well = shared.with_health(|health| health.bad_since(&address).is_none());
                 if well || matches!(back, Ok(Ok(()))) {
-                    shared.with_health(|health| health.succeeded(&address));
+                    shared.with_health(|health| health.succeeded(&address, Instant::now()));
                     info!(address, "a host answers again");
                     return;
                 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use isotope_proto::cluster::VolumeState;
 use isotope_proto::id::{ImageId, VolumeId};
 
 use crate::tree::{ImageNode, Tree};
@@ -13,6 +14,9 @@ const LIAR_LAST: Duration = Duration::from_secs(600);
 const SPEED_KEPT: Duration = Duration::from_secs(60);
 /// Hosts of this speed and above are as good as one another.
 const FAST_BYTES_PER_S: u64 = 1 << 30;
+
+/// A host that answered is taken to be well for so long, even if the catalogue is not connected to it.
+const ANSWER_KEPT: Duration = Duration::from_secs(60);
 
 /// One way to an image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub(crate) struct Health {
 struct Host {
     /// It did not answer, and has not since.
     bad_since: Option<Instant>,
+    /// When it was last noted that it answered; none since it failed.
+    answered: Option<Instant>,
     /// Bytes per second, when they were last measured.
     speed: Option<(u64, Instant)>,
 }
@@ -52,11 +58,19 @@ impl Health {
         let host = self.host(address);
         let newly = host.bad_since.is_none();
         host.bad_since.get_or_insert(now);
+        host.answered = None;
         newly
     }
 
-    pub(crate) fn succeeded(&mut self, address: &str) {
-        self.host(address).bad_since = None;
+    pub(crate) fn succeeded(&mut self, address: &str, now: Instant) {
+        let host = self.host(address);
+        host.bad_since = None;
+        host.answered = Some(now);
+    }
+
+    fn answers(&self, address: &str, now: Instant) -> bool {
+        let answered = self.hosts.get(address).and_then(|host| host.answered);
+        answered.is_some_and(|at| now.saturating_duration_since(at) < ANSWER_KEPT)
     }
 
     /// It delivered `bytes` in that time, or that many had come when somebody else was faster.
@@ -135,6 +149,25 @@ pub(crate) fn routes(
     }
     ranked.sort_by_key(|(rank, _)| *rank);
     ranked.into_iter().map(|(_, route)| route).collect()
+}
+
+/// Whether any host with a file of the image is known to be well: it has not failed, the catalogue is
+/// connected to it or it answered lately, and the file's volume is not offline. The others may yet
+/// deliver; it is just not to be reckoned with.
+pub(crate) fn any_well(tree: &Tree, image: &ImageNode, health: &Health, now: Instant) -> bool {
+    let live = tree.live();
+    let offline = |volume| matches!(live.volume(volume), Some(VolumeState::Offline(_)));
+    let mut all = std::iter::once(image).chain(tree.twins(image));
+    all.any(|image| {
+        let mut volumes = image.volumes.iter().filter(|volume| !offline(**volume));
+        volumes.any(|volume| {
+            tree.holders(*volume).any(|node| {
+                let there =
+                    || live.connected.contains(&node.id) || health.answers(&node.address, now);
+                health.bad_since(&node.address).is_none() && there()
+            })
+        })
+    })
 }
 
 /// Whose file it is.
@@ -264,8 +297,39 @@ mod tests {
         assert!(!health.failed("host-2:1", now + SPEED_KEPT), "known already");
         assert_eq!(order(&health, "host-2", now), "312");
         assert_eq!(health.bad_since("host-2:1"), Some(now));
-        health.succeeded("host-2:1");
+        health.succeeded("host-2:1", now);
         assert_eq!(order(&health, "host-2", now), "231");
+    }
+
+    #[test]
+    fn a_host_is_well_while_it_answers_or_the_catalogue_is_connected_to_it() {
+        let now = Instant::now();
+        let (later, much_later) = (now + ANSWER_KEPT / 2, now + ANSWER_KEPT * 2);
+        let mut tree = hosts(3, &[1]);
+        for it in [image(1, 1, &[1]), image(2, 2, &[2]), image(3, 2, &[3]), image(4, 4, &[])] {
+            tree.load(Record::Image(it));
+        }
+        tree.end_list();
+        let mut health = Health::default();
+        let well = |tree: &Tree, health: &Health, now| {
+            let image = |n| tree.image(Ino(n)).expect("an image");
+            (1..=4).filter(|n| any_well(tree, image(*n), health, now)).collect::<Vec<_>>()
+        };
+        assert_eq!(well(&tree, &health, now), [1]);
+        // It answers, though the catalogue does not reach it: that goes for the twin's readers, too.
+        health.succeeded("host-2:1", now);
+        assert_eq!(well(&tree, &health, later), [1, 2, 3]);
+        assert_eq!(well(&tree, &health, much_later), [1]);
+        health.failed("host-2:1", now);
+        assert_eq!(well(&tree, &health, now), [1]);
+        health.failed("host-1:1", now);
+        assert!(well(&tree, &health, now).is_empty());
+        health.succeeded("host-1:1", now);
+        // A host that is well, and a disk that is not.
+        let connected = tree.live().connected.clone();
+        let volumes = vec![(volume(1), VolumeState::Offline("no marker".to_owned()))];
+        tree.set_live(Live { connected, volumes });
+        assert!(well(&tree, &health, now).is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, UNIX_EPOCH};
 
 use isotope_proto::cluster::VolumeState;
 use isotope_proto::id::Ino;
@@ -35,6 +36,7 @@ const OF_IMAGES: &[(&str, Value)] = &[
     ("user.isotope.pools", |tree, image| known(&pools(tree, image))),
     ("user.isotope.sha256", |_, image| Some(image.hashes?.sha256.to_string())),
     ("user.isotope.state", |tree, image| Some(state(tree, image).to_owned())),
+    ("user.isotope.verified_at", |_, image| verified_at(image)),
     ("user.isotope.version", |_, image| known(&image.os.version)),
     ("user.isotope.volumes", |_, image| known(&volumes(image))),
     (MIME_TYPE, |_, image| Some(mime_type(image.format).to_owned())),
@@ -129,6 +131,12 @@ fn nodes(tree: &Tree, image: &ImageNode) -> String {
 fn volumes(image: &ImageNode) -> String {
     let ids: BTreeSet<String> = image.volumes.iter().map(ToString::to_string).collect();
     ids.into_iter().collect::<Vec<_>>().join(",")
+}
+
+/// As RFC 3339 has it, in UTC.
+fn verified_at(image: &ImageNode) -> Option<String> {
+    let since = Duration::from_secs(image.verified?.get().into());
+    Some(humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string())
 }
 
 /// Whether it can be read now, as far as the catalogue knows.

@@ -3,6 +3,6 @@
 //! Debian's packages, so its part is a replay alone.
 
 mod connect;
-mod libvirt;
+pub(crate) mod libvirt;
 mod proxmox;
 mod virsh;

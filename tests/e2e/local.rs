@@ -61,7 +61,7 @@ pub(crate) fn passes_through(mount: &Path, image: &Path) {
 
 impl World {
     /// A mount whose host has the name of an agent.
-    fn mount_beside(&self, agent: &str, name: &str, url: &str) -> (Part, PathBuf) {
+    pub(crate) fn mount_beside(&self, agent: &str, name: &str, url: &str) -> (Part, PathBuf) {
         let path = self.mount_point(name);
         let mut command = self.command(&["mount", text(&path), "--catalog", url]);
         let part = self.spawn(&format!("{name}.log"), {

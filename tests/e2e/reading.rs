@@ -1,6 +1,8 @@
 //! Reading from other hosts: the image's bytes or an error in time, whatever happens to the hosts.
 
+mod cold_start;
 mod failover;
+mod probes;
 mod programs;
 mod wrong_bytes;
 

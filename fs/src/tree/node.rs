@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 use isotope_proto::id::{ContentId, EntryId, ImageId, Ino, VolumeId};
-use isotope_proto::image::{Hashes, Image, ImageFormat, Os};
+use isotope_proto::image::{Hashes, Image, ImageFormat, Os, Replica};
 use isotope_proto::name::EntryName;
 use isotope_proto::time::Timestamp;
 use isotope_proto::tree::{Entry, Folder};
@@ -32,6 +33,9 @@ pub struct ImageNode {
     pub links: u32,
     pub modified: Timestamp,
     pub changed: Timestamp,
+    /// When a sound file of it was last read whole and found to have its hashes, in seconds since the
+    /// epoch (until 2106): four bytes that were padding.
+    pub verified: Option<NonZeroU32>,
     pub os: Arc<Os>,
     /// Where a sound file of it lies.
     pub volumes: Arc<Vec<VolumeId>>,
@@ -51,6 +55,7 @@ impl ImageNode {
             links: 0,
             modified: image.modified,
             changed: image.changed,
+            verified: verified(image),
             os,
             volumes,
             flat_name: image.flat_names.first().cloned(),
@@ -61,6 +66,14 @@ impl ImageNode {
     pub(super) fn shown(&self) -> (u32, u32, [Timestamp; 2]) {
         (self.mode, self.links, [self.modified, self.changed])
     }
+}
+
+fn verified(image: &Image) -> Option<NonZeroU32> {
+    image.hashes?;
+    let sound = image.replicas.iter().filter(|it| !it.is_rotten());
+    let read = |it: &Replica| Some(it.checked.as_ref()?.read);
+    let (seconds, _) = sound.filter_map(read).max()?.since_epoch();
+    NonZeroU32::new(u32::try_from(seconds).unwrap_or(u32::MAX))
 }
 
 /// A folder and what lies in it.

@@ -1,10 +1,11 @@
 //! The tree by records and changes as the feed brings them.
 
 use isotope_proto::cluster::Access;
+use isotope_proto::digest::{Blake3, Sha256};
 use isotope_proto::id::ContentId;
-use isotope_proto::image::{ImageFormat, Os};
-
 use isotope_proto::id::EntryId;
+use isotope_proto::image::{Checked, Hashes, ImageFormat, Os, Replica, Stamp};
+use isotope_proto::name::VolumePath;
 use isotope_proto::time::Timestamp;
 
 use super::*;
@@ -230,4 +231,44 @@ fn what_a_change_made_is_known_although_it_was_removed_since() {
     assert!(tree.get(Ino(30)).is_none());
     assert!(matches!(tree.as_changed(&made, Ino(30)), Some(Inode::Folder(_))));
     assert_eq!(tree.as_changed(&made, Ino(31)), None);
+}
+
+#[test]
+fn an_image_is_as_small_as_a_million_of_them_must_be() {
+    // 400 MiB hold a million with their names and folders; `benches/tree.rs` measures it.
+    assert!(size_of::<Inode>() <= 168, "{} bytes", size_of::<Inode>());
+}
+
+#[test]
+fn an_image_was_verified_when_a_sound_file_of_it_was_last_read() {
+    let replica = |seconds: i64, rotten| Replica {
+        volume: VolumeId::from_bytes([1; 16]),
+        path: VolumePath::parse("iso/x.iso").expect("a path"),
+        stamp: Stamp { inode: 1, size_bytes: 1, mtime_ns: 0 },
+        checked: Some(Checked {
+            read: Timestamp::from_parts(seconds, 999_999_999),
+            rotten,
+            published: None,
+        }),
+    };
+    let unread = Replica { checked: None, ..replica(0, false) };
+    let hashes =
+        Some(Hashes { sha256: Sha256::from_bytes([1; 32]), blake3: Blake3::from_bytes([2; 32]) });
+    let later = i64::from(u32::MAX) + 5;
+    for (hashes, replicas, expected) in [
+        (hashes, vec![replica(7, false), unread.clone(), replica(9, false)], Some(9)),
+        (hashes, vec![replica(7, false), replica(9, true)], Some(7)),
+        (hashes, vec![replica(9, true)], None),
+        (hashes, vec![unread], None),
+        (None, vec![replica(9, false)], None),
+        (hashes, vec![replica(-9, false)], None),
+        (hashes, vec![replica(later, false)], Some(u32::MAX)),
+    ] {
+        let mut tree = tree();
+        let after = Image { hashes, replicas, ..image(10) };
+        let changed = Edit::Changed { before: image(10), after };
+        tree.apply(&change(6, vec![Delta::Image(changed)]));
+        let verified = tree.image(Ino(10)).and_then(|it| it.verified);
+        assert_eq!(verified.map(u32::from), expected);
+    }
 }

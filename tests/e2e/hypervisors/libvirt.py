@@ -2,7 +2,9 @@
 and what QEMU then does to it, call by call. Prints as JSON what came of each call: its result, or
 the name of its errno. Judges nothing.
 
-usage: libvirt.py DIR IMAGE UID OWNER    UID: who calls; OWNER: whom the image is to belong to
+usage: libvirt.py DIR                    the pool alone, after a refresh
+       libvirt.py DIR drop               nothing of its files is in the kernel's page cache any more
+       libvirt.py DIR IMAGE UID OWNER    UID: who calls; OWNER: whom the image is to belong to
 """
 
 import errno
@@ -13,18 +15,13 @@ import os
 import struct
 import sys
 
-target, image, uid, owner = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-image = os.path.join(target, image)
+target = sys.argv[1]
 # VIR_STORAGE_MAX_HEADER (storage_source.c).
 HEADER_BYTES = 0x8200
 BLKGETSIZE64, CDROM_DRIVE_STATUS = 0x80081272, 0x5326
 F_OFD_SETLK = 37
 LABEL = b"system_u:object_r:svirt_image_t:s0:c1,c2\0"
 
-if uid != os.getuid():
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
 
 
 def name_of(error):
@@ -58,7 +55,7 @@ def refreshed(path):
                 break
             header += piece
         return {"size": stat.st_size, "blocks": stat.st_blocks, "label": label,
-                "header": header[:32].hex(), "header_bytes": len(header)}
+                "header": header.hex(), "header_bytes": len(header)}
     finally:
         os.close(fd)
 
@@ -126,6 +123,26 @@ def read_by_qemu(flags):
         os.close(other)
 
 
+def dropped():
+    """As when memory is short: whatever of the files is not in use goes."""
+    for name in os.listdir(target):
+        fd = os.open(os.path.join(target, name), os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+if len(sys.argv) == 2:
+    json.dump(pool(), sys.stdout)
+    sys.exit()
+if len(sys.argv) == 3:
+    dropped()
+    sys.exit()
+
+image, uid, owner = os.path.join(target, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+if uid != os.getuid():
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 json.dump({
     "pool": pool(),
     "labelled": labelled(),

@@ -1,6 +1,7 @@
 //! libvirt and QEMU, replayed (`libvirt.py` has the calls): each call is answered, or refused in a
 //! way that libvirt takes for an answer; what is wrong with one file is not wrong with its pool.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -12,19 +13,47 @@ use crate::harness::programs::limited;
 use crate::harness::{World, eventually, pattern, text, write_image};
 
 /// What it reads of each file (VIR_STORAGE_MAX_HEADER, storage_source.c).
-const HEADER_BYTES: u64 = 0x8200;
+pub(crate) const HEADER_BYTES: u64 = 0x8200;
 /// Nobody's, and that of Debian's libvirt-qemu.
 const OTHER: u32 = 64_055;
 
-/// The replay of a pool on `dir`, by `uid`, and of a machine of user `owner` with its `image`.
-fn replayed(world: &World, dir: &Path, image: &str, uid: u32, owner: u32) -> Value {
+/// What the script says.
+#[track_caller]
+fn said(world: &World, words: &[&str]) -> Vec<u8> {
     let script = world.path("libvirt.py");
     fs::write(&script, include_str!("libvirt.py")).expect("written");
-    let (uid, owner) = (uid.to_string(), owner.to_string());
-    let words = [text(&script), text(dir), image, &uid, &owner];
-    let output = limited(60, Command::new("python3").args(words)).output().expect("python3 runs");
+    let mut python = Command::new("python3");
+    let output = limited(60, python.arg(&script).args(words)).output().expect("python3 runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    output.stdout
+}
+
+/// The replay of a pool on `dir`, by `uid`, and of a machine of user `owner` with its `image`.
+fn replayed(world: &World, dir: &Path, image: &str, uid: u32, owner: u32) -> Value {
+    let (uid, owner) = (uid.to_string(), owner.to_string());
+    let said = said(world, &[text(dir), image, &uid, &owner]);
+    serde_json::from_slice(&said).expect("JSON")
+}
+
+/// What a refresh of the pool on `dir` finds of each file: the beginning that it reads, or the name
+/// of the errno.
+#[track_caller]
+pub(crate) fn refreshed(world: &World, dir: &Path) -> BTreeMap<String, Result<Vec<u8>, String>> {
+    let pool: Value = serde_json::from_slice(&said(world, &[text(dir)])).expect("JSON");
+    let volumes = pool["volumes"].as_object().expect("volumes");
+    let found = volumes.iter().map(|(name, it)| {
+        let header = it["header"].as_str().map(|hex| {
+            let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+            (0..hex.len()).step_by(2).map(byte).collect()
+        });
+        (name.clone(), header.ok_or_else(|| it.as_str().unwrap_or("nothing").to_owned()))
+    });
+    found.collect()
+}
+
+/// Nothing of what lies in `dir` is in the kernel's page cache any more.
+pub(crate) fn drop_pages(world: &World, dir: &Path) {
+    said(world, &[text(dir), "drop"]);
 }
 
 /// A pool that libvirt would show: with room, and each of its files known.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{
     XattrFlags, getxattr, getxattr_query, listxattr, listxattr_query, removexattr, setxattr,
@@ -38,6 +39,18 @@ fn extended_attributes_are_read_only() {
         (&feed["contact"], &feed["catalog"]),
         (&"following".into(), &format!("{url}/").into())
     );
+
+    // Not before it was read whole, and anew when that is done again.
+    let verified = || get(&image, "user.isotope.verified_at");
+    eventually("it is hashed", || verified().is_ok());
+    assert!(get(&image, "user.isotope.sha256").is_ok());
+    let first = verified().expect("there");
+    let age = humantime::parse_rfc3339(&first).expect("a time").elapsed().expect("not to come");
+    assert!(first.ends_with('Z') && age < Duration::from_secs(300), "{first}");
+    // It tells seconds.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(world.run(&["--server", &url, "verify", "/other/a.iso"]).status.success());
+    eventually("a later time", || verified().is_ok_and(|it| it > first));
 
     // As getfattr(1) asks: first how much there is.
     let id = get(&image, "user.isotope.id").expect("there");

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use crate::harness::{
     SOON, World, errno, eventually, holds, pattern, same_bytes, walk, write_image,
 };
+use crate::hypervisors::libvirt::drop_pages;
 
 #[test]
 fn without_the_catalogue_reading_goes_on() {
@@ -126,6 +127,10 @@ fn bytes_from_the_network_are_those_of_the_image() {
     eventually("the rotten copy to be known", || {
         world.json(&url, &["info", "/other/a.iso"])["replicas"][0]["rotten"] == true
     });
+    // Nothing is waited for, and nothing of it is read any more.
+    let begin = Instant::now();
+    assert_eq!(errno(found.read_exact_at(&mut bytes, 4 * group as u64)), EIO);
+    assert!(begin.elapsed() < Duration::from_secs(8), "at once: {:?}", begin.elapsed());
 }
 
 #[test]
@@ -145,4 +150,13 @@ fn a_read_ends_within_its_deadline() {
     assert_eq!(walk(&mount).len(), 4, "names and attributes need no host");
     agent.signal(Signal::CONT);
     eventually("it reads again", || fs::read(&image).is_ok());
+    // From now on its beginning is kept: what hypervisors look at needs no host.
+    agent.kill();
+    let mut header = [0; 0x8200];
+    eventually("its beginning is read", || {
+        drop_pages(&world, &mount.join("other"));
+        File::open(&image).and_then(|it| it.read_exact_at(&mut header, 0)).is_ok()
+    });
+    assert_eq!(header[..], pattern("a.iso", 300_000)[..header.len()]);
+    assert_eq!(errno(fs::read(&image)), EIO, "the rest of it does");
 }
