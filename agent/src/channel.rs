@@ -16,6 +16,7 @@ use isotope_proto::proof::{self, PAIR_BYTES};
 use isotope_proto::range::ByteRange;
 use isotope_proto::refusal::{Reason, Refusal};
 use rustix::fs::sendfile;
+use rustix::io::retry_on_intr;
 use rustix::net::{SendFlags, send};
 use tokio::runtime::Handle as Runtime;
 use tracing::debug;
@@ -186,7 +187,8 @@ impl Connection {
                 let before = [&head[..HEAD_BYTES], proof].concat();
                 let mut sent = 0;
                 while sent < before.len() {
-                    sent += send(&self.stream, &before[sent..], SendFlags::MORE)?;
+                    let rest = &before[sent..];
+                    sent += retry_on_intr(|| send(&self.stream, rest, SendFlags::MORE))?;
                 }
                 send_range(&self.stream, file, *range)
             }
@@ -255,11 +257,8 @@ fn send_range(stream: &TcpStream, file: &File, range: ByteRange) -> io::Result<(
     let mut at = range.start();
     while at < range.end() {
         let left = usize::try_from(range.end() - at).unwrap_or(usize::MAX);
-        match sendfile(stream, file, Some(&mut at), left) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        if retry_on_intr(|| sendfile(stream, file, Some(&mut at), left))? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
     Ok(())

@@ -244,7 +244,9 @@ impl Hasher {
             Why::New => bytes::hash(&volume, image, &manner),
             Why::Touched | Why::Scrub => bytes::check(&volume, image, &manner, |_| {}),
         });
-        match reading.await {
+        let read = reading.await;
+        self.volume.treeless.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.image);
+        match read {
             Ok(Ok(Read::Sound | Read::Rotten(_) | Read::Stopped)) => self.hashed += 1,
             // A scan will see to it; until then there is no hurry.
             Ok(Ok(Read::Changed)) => {
@@ -326,8 +328,8 @@ pub(crate) fn hash_anew(volume: &Volume, image: ImageId) {
 }
 
 fn treeless(volume: &Volume) -> Vec<Job> {
-    let images =
-        std::mem::take(&mut *volume.treeless.lock().unwrap_or_else(PoisonError::into_inner));
+    // They stay there until they are read: whoever asks meanwhile asks for nothing new.
+    let images = volume.treeless.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let index = volume.index();
     let job = |image| {
         let (path, stamp) = index.locate(image)?;

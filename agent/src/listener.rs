@@ -2,8 +2,8 @@
 //! greets with a zero, everything else is HTTP.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use isotope_proto::channel::GREETING;
@@ -24,8 +24,11 @@ const GREETING_MAX: Duration = Duration::from_secs(10);
 const GREETED_MAX: usize = 256;
 /// Connections waiting for the HTTP server, which takes them at once.
 const HTTP_MAX: usize = 64;
-/// Content channels, a thread each: 64 mounts with 8 of them.
-const CHANNELS_MAX: usize = 512;
+/// Content channels, a thread each.
+const CHANNELS_MAX: usize = 1024;
+/// Of them one host's: a mount that is read hard has some 60, and rarely shares its host with
+/// another.
+const CHANNELS_OF_ONE_MAX: usize = 160;
 /// A thread of a channel calls nothing deep.
 const STACK_BYTES: usize = 256 << 10;
 /// Between two tries to accept, when the process has no descriptors left.
@@ -40,7 +43,7 @@ pub(crate) fn listen(
     stop: CancellationToken,
 ) -> ReceiverStream<io::Result<TcpStream>> {
     let (http, connections) = mpsc::channel(HTTP_MAX);
-    let channels = Arc::new(Channels { host, count: AtomicUsize::new(0), all: Mutex::default() });
+    let channels = Arc::new(Channels { host, all: Mutex::default() });
     tokio::spawn(async move {
         tokio::select! {
             () = accept(listener, http, &channels) => {}
@@ -96,40 +99,38 @@ async fn sort(mut stream: TcpStream, http: &Http, channels: Arc<Channels>) -> io
 /// The content channels there are.
 struct Channels {
     host: Host,
-    count: AtomicUsize,
-    /// To be closed when the agent stops.
-    all: Mutex<Vec<std::sync::Weak<std::net::TcpStream>>>,
+    /// To be counted, and closed when the agent stops; gone when their threads are.
+    all: Mutex<Vec<(IpAddr, Weak<std::net::TcpStream>)>>,
 }
 
 impl Channels {
     fn begin(self: Arc<Self>, stream: std::net::TcpStream) -> io::Result<()> {
-        if self.count.fetch_add(1, Ordering::Relaxed) >= CHANNELS_MAX {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            return Err(io::Error::other("as many content channels as there may be"));
-        }
+        let peer = stream.peer_addr()?.ip();
         let closing = Arc::new(stream.try_clone()?);
         {
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            all.retain(|it| it.strong_count() > 0);
-            all.push(Arc::downgrade(&closing));
+            all.retain(|(_, it)| it.strong_count() > 0);
+            let of_peer = all.iter().filter(|(other, _)| *other == peer).count();
+            if all.len() >= CHANNELS_MAX || of_peer >= CHANNELS_OF_ONE_MAX {
+                warn!(%peer, of_peer, all = all.len(), "no more content channels are served");
+                return Err(io::Error::other("as many content channels as there may be"));
+            }
+            all.push((peer, Arc::downgrade(&closing)));
         }
         let runtime = tokio::runtime::Handle::current();
         let thread = std::thread::Builder::new().name("content".to_owned()).stack_size(STACK_BYTES);
-        let this = Arc::clone(&self);
+        let host = self.host.clone();
         let begun = thread.spawn(move || {
-            Connection::new(this.host.clone(), runtime, stream).serve();
+            Connection::new(host, runtime, stream).serve();
             drop(closing);
-            this.count.fetch_sub(1, Ordering::Relaxed);
         });
-        begun.map(drop).inspect_err(|_| {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-        })
+        begun.map(drop)
     }
 
     /// Their threads see the end of their connections.
     fn close(&self) {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in all.iter().filter_map(std::sync::Weak::upgrade) {
+        for stream in all.iter().filter_map(|(_, it)| it.upgrade()) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }

@@ -14,12 +14,15 @@ use isotope_proto::proof::{self, PAIR_BYTES};
 use isotope_proto::refusal::{Reason, Refusal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::buffers::{Buffer, Buffers};
 use crate::quick::Quick;
 
 /// Idle connections kept to one agent: as many as some steady readers have blocks under way.
 const IDLE_MAX: usize = 32;
+/// Requests to one agent at once; agents serve 160 connections of one host. More wait for these.
+const AT_ONCE_MAX: usize = 96;
 /// Agents close what is idle after five minutes; what has been so for longer is not relied on.
 const IDLE_KEPT: Duration = Duration::from_secs(60);
 
@@ -27,6 +30,8 @@ const IDLE_KEPT: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct Channels {
     idle: Mutex<HashMap<String, Vec<Idle>>>,
+    /// Who may ask, by the agent's address.
+    turns: Mutex<HashMap<String, Arc<Semaphore>>>,
     buffers: Arc<Buffers>,
     /// Knows the agents that were connected to.
     pub(crate) quick: Quick,
@@ -149,6 +154,9 @@ impl Channels {
         proof_len: usize,
         progress: &Progress,
     ) -> Result<Delivered, Fault> {
+        let turns = self.turns(address);
+        // Nobody closes it.
+        let _turn = turns.acquire().await;
         while let Some(mut stream) = self.take_idle(address) {
             match self.exchange(&mut stream, false, request, proof_len, progress).await {
                 Err(Failed::Closed(_)) => {}
@@ -161,6 +169,16 @@ impl Channels {
         self.quick.learn(address, found.map_err(|error| unreachable(address, &error))?);
         let answer = self.exchange(&mut stream, true, request, proof_len, progress).await;
         self.finish(address, stream, answer)
+    }
+
+    fn turns(&self, address: &str) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_agent) = turns.get(address) {
+            return Arc::clone(of_agent);
+        }
+        let of_agent = Arc::new(Semaphore::new(AT_ONCE_MAX));
+        turns.insert(address.to_owned(), Arc::clone(&of_agent));
+        of_agent
     }
 
     fn take_idle(&self, address: &str) -> Option<TcpStream> {

@@ -27,6 +27,8 @@ const HEDGE_AFTER: Duration = Duration::from_millis(500);
 /// So does one that has not done by then, at less than 1 MiB/s; but only if the next is not known to
 /// be slower still.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
+/// After so long of that also one that is slower still is asked: what was measured may be long over.
+const SLOW_ENOUGH: Duration = Duration::from_secs(3);
 /// A host that sends nothing for so long has failed: a new connection may fare better, for TCP
 /// waits ever longer before it repeats what was lost.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -57,8 +59,12 @@ impl Attempt<'_> {
         now.saturating_duration_since(self.progress.heard_at()) >= most
     }
 
+    fn took(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.progress.began())
+    }
+
     fn is_slow(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.progress.began()) >= SLOW_AFTER
+        self.took(now) >= SLOW_AFTER
     }
 }
 
@@ -77,25 +83,32 @@ async fn first_of(asked: &mut [Attempt<'_>]) -> (usize, Result<Bytes, Fault>) {
 
 impl Hosts {
     /// A whole range, of at most 1 MiB in whole groups, from the first host that delivers it.
-    /// `plan` is asked anew for each round, for hosts come back; rounds go on until the caller's
-    /// deadline ends them, unless asking again would not help.
+    /// `plan` is asked anew for each round, for hosts come back; rounds go on until the deadline,
+    /// unless asking again would not help.
     ///
     /// # Errors
-    /// When every replica says that its bytes are others, or sends others.
+    /// When every replica says that its bytes are others, or sends others; when none delivered in
+    /// time.
     pub(crate) async fn fetch_any(
         &self,
         plan: impl Fn() -> (Vec<Route>, Content),
         range: ByteRange,
+        deadline: Instant,
     ) -> Result<Bytes, FsError> {
         loop {
             let (round, content) = plan();
-            match self.race(&round, content, range).await {
+            match self.race(&round, content, range, deadline).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(verdicts) => match final_verdict(verdicts) {
-                    Some(error) => return Err(error),
-                    None => tokio::time::sleep(ROUND_PAUSE).await,
-                },
+                Err(verdicts) => {
+                    if let Some(error) = final_verdict(verdicts) {
+                        return Err(error);
+                    }
+                }
             }
+            if Instant::now() + ROUND_PAUSE >= deadline {
+                return Err(FsError::Unreachable("no host delivered in time".to_owned()));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
         }
     }
 
@@ -110,7 +123,8 @@ impl Hosts {
         content: Content,
         range: ByteRange,
     ) -> Result<Bytes, Refusal> {
-        self.race(routes, content, range).await.map_err(|mut verdicts| {
+        let deadline = Instant::now() + crate::READ_TIMEOUT;
+        self.race(routes, content, range, deadline).await.map_err(|mut verdicts| {
             let nobody = || Refusal::new(Reason::Unavailable, "no host is known to hold the image");
             verdicts.pop().unwrap_or_else(nobody)
         })
@@ -122,6 +136,7 @@ impl Hosts {
         round: &[Route],
         content: Content,
         range: ByteRange,
+        deadline: Instant,
     ) -> Result<Bytes, Vec<Refusal>> {
         let mut waiting = round.iter();
         let (mut asked, mut verdicts) = (Vec::new(), Vec::new());
@@ -142,6 +157,12 @@ impl Hosts {
                         }
                         Err(fault) => verdicts.push(self.note_fault(done.route, range, fault)),
                     }
+                }
+                Err(_) if now >= deadline => {
+                    // They had their time: the next reader begins with others.
+                    self.note_losers(&asked, now);
+                    verdicts.extend(asked.iter().map(|it| late(it.route)));
+                    return Err(verdicts);
                 }
                 Err(_) => {
                     for it in asked.extract_if(.., |it| it.is_silent(SILENCE_MAX, now)) {
@@ -207,26 +228,37 @@ impl Hosts {
             let slower_still = || {
                 self.with_health(|health| health.is_slower(&next.address, &it.route.address, now))
             };
-            it.is_slow(now) && !slower_still()
+            let for_long = it.took(now) >= SLOW_ENOUGH;
+            it.is_slow(now) && (for_long || !slower_still())
         };
         asked.iter().all(|it| it.is_silent(HEDGE_AFTER, now) || is_slow(it))
     }
 
-    /// The others were slower, or said nothing at all.
     fn note_winner(&self, winner: &Attempt<'_>, others: &[Attempt<'_>], now: Instant) {
-        let took = |it: &Attempt<'_>| now.saturating_duration_since(it.progress.began());
         self.with_health(|health| {
             health.succeeded(&winner.route.address, now);
             if winner.progress.bytes() >= MEASURED_BYTES_MIN {
-                let (bytes, took) = (winner.progress.bytes(), took(winner));
-                health.measured(&winner.route.address, bytes, took, now);
-            }
-            for it in others.iter().filter(|it| !it.is_silent(HEDGE_AFTER, now)) {
-                health.measured(&it.route.address, it.progress.bytes(), took(it), now);
+                health.measured(
+                    &winner.route.address,
+                    winner.progress.bytes(),
+                    winner.took(now),
+                    now,
+                );
             }
         });
-        for it in others.iter().filter(|it| it.is_silent(HEDGE_AFTER, now)) {
-            self.distrust(&it.route.address, "it is silent");
+        self.note_losers(others, now);
+    }
+
+    /// These were slower, or said nothing at all; of one that has just been asked nobody knows.
+    fn note_losers(&self, losers: &[Attempt<'_>], now: Instant) {
+        for it in losers {
+            if it.is_silent(HEDGE_AFTER, now) {
+                self.distrust(&it.route.address, "it is silent");
+            } else if it.is_slow(now) {
+                self.with_health(|health| {
+                    health.measured(&it.route.address, it.progress.bytes(), it.took(now), now);
+                });
+            }
         }
     }
 
@@ -278,6 +310,10 @@ fn checked(
     }
     let index = |at: u64| usize::try_from(at - wide.start()).unwrap_or(usize::MAX);
     Ok(bytes.slice(index(range.start())..index(range.end())))
+}
+
+fn late(route: &Route) -> Refusal {
+    Refusal::new(Reason::TimedOut, format!("{} did not deliver in time", route.address))
 }
 
 fn silent(route: &Route) -> Fault {

@@ -93,6 +93,7 @@ fn connect(address: &SocketAddr) -> io::Result<TcpStream> {
 
 /// One request and its answer; a refusal is an error like any other.
 fn exchange(stream: &mut TcpStream, wanted: &Wanted, size_bytes: u64) -> io::Result<Delivered> {
+    let began = Instant::now();
     stream.write_all(&Request::Read(*wanted).encode())?;
     let proof_len = proof_len(wanted, size_bytes);
     let bytes_len = usize::try_from(wanted.range.len()).unwrap_or(usize::MAX);
@@ -100,6 +101,10 @@ fn exchange(stream: &mut TcpStream, wanted: &Wanted, size_bytes: u64) -> io::Res
     let announced = Head::Bytes { proof_bytes: count(proof_len), bytes: count(bytes_len) };
     let (mut answer, mut filled) = (vec![0; whole], 0);
     while filled < whole {
+        // All of it has that time, and not each part.
+        if began.elapsed() > WAIT_MAX {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let read = stream.read(&mut answer[filled..])?;
         let had_head = filled >= HEAD_BYTES;
         filled += read;

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use isotope_proto::id::Ino;
 use isotope_proto::range::ByteRange;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 
 use crate::error::FsError;
 use crate::fetch::Content;
@@ -298,10 +297,9 @@ impl ImageSource {
         if self.has_no_sound_file() {
             return Err(FsError::WrongBytes("no file of it is sound".to_owned()));
         }
-        let hosts = &self.source.hosts;
-        let fetched = timeout(self.patience(), hosts.fetch_any(|| self.plan(), range)).await;
-        let late = |_| Err(FsError::Unreachable("no host delivered in time".to_owned()));
-        match fetched.unwrap_or_else(late) {
+        let deadline = Instant::now() + self.patience();
+        let fetched = self.source.hosts.fetch_any(|| self.plan(), range, deadline).await;
+        match fetched {
             // Its bytes have gone with it, rather than out of reach.
             Err(FsError::Unreachable(_)) if self.source.mirror.tree().get(self.ino).is_none() => {
                 Err(FsError::Replaced)

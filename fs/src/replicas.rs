@@ -86,7 +86,10 @@ impl Health {
     /// It sent bytes that are not the image's. True if that was not known.
     pub(crate) fn lied(&mut self, route: &Route, now: Instant) -> bool {
         let newly = !self.has_lied(&route.address, route.image, now);
-        self.liars.insert((route.address.clone(), route.image), now);
+        if newly {
+            self.liars.retain(|_, at| now.saturating_duration_since(*at) < LIAR_LAST);
+            self.liars.insert((route.address.clone(), route.image), now);
+        }
         newly
     }
 
@@ -119,10 +122,10 @@ impl Health {
     }
 }
 
-/// All ways to an image, best first: copies that sent no wrong bytes, hosts that did not fail, then those the catalogue is connected
-/// to, then this host (`here` is its name), then those that were fast. The others come last, not
-/// never: the mount may see a host that the catalogue does not. Among equals, the image's own files
-/// come before those of others with its bytes.
+/// All ways to an image, best first: copies that sent no wrong bytes, hosts that did not fail, then
+/// those the catalogue is connected to, then this host (`here` is its name), then those that were
+/// fast. The others come last, not never: the mount may see a host that the catalogue does not. Among
+/// equals, the image's own files come before those of others with its bytes.
 pub(crate) fn routes(
     tree: &Tree,
     image: &ImageNode,

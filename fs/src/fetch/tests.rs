@@ -28,6 +28,8 @@ enum Manner {
     BreakingOff,
     /// 64 KiB every 200 ms.
     Slow,
+    /// A byte every 50 ms.
+    Trickling,
     /// Breaks off each so manieth request.
     Failing(usize),
 }
@@ -101,13 +103,18 @@ async fn serve(
             Manner::Failing(every) if calls.is_multiple_of(every) => return Ok(()),
             Manner::BreakingOff => bytes.truncate(bytes.len() / 2),
             Manner::Lying => bytes[0] ^= 1,
-            Manner::Good | Manner::Slow | Manner::Failing(_) => {}
+            Manner::Good | Manner::Slow | Manner::Trickling | Manner::Failing(_) => {}
         }
         stream.write_all(&head).await?;
-        for piece in bytes.chunks(64 << 10) {
+        let (piece_bytes, pause_ms) = match manner {
+            Manner::Slow => (64 << 10, 200),
+            Manner::Trickling => (1, 50),
+            _ => (64 << 10, 0),
+        };
+        for piece in bytes.chunks(piece_bytes) {
             stream.write_all(piece).await?;
-            if manner == Manner::Slow {
-                tokio::time::sleep(Duration::from_millis(200)).await;
+            if pause_ms > 0 {
+                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
             }
         }
         if manner == Manner::BreakingOff {
@@ -156,9 +163,8 @@ impl World {
         let range = ByteRange::clamped(0, size_bytes, size_bytes);
         let hash = || Blake3::from_bytes(*blake3::hash(&bytes_of(range)).as_bytes());
         let content = Content { size_bytes, blake3: (size_bytes == SMALL).then(hash) };
-        let fetch = self.hosts.fetch_any(|| (self.routes(), content), range);
-        let fetched = tokio::time::timeout(SOON, fetch).await;
-        let fetched = fetched.unwrap_or(Err(FsError::TimedOut));
+        let deadline = Instant::now() + SOON;
+        let fetched = self.hosts.fetch_any(|| (self.routes(), content), range, deadline).await;
         if let Ok(bytes) = &fetched {
             assert!(*bytes == bytes_of(range), "others' bytes");
         }
@@ -236,6 +242,34 @@ async fn a_slow_host_gets_company_and_is_asked_last_afterwards() {
 }
 
 #[tokio::test]
+async fn what_was_asked_a_moment_ago_is_not_slow() {
+    // The second is asked beside the first, which then delivers at once.
+    let world = World::of(&[Manner::Slow, Manner::Slow]).await;
+    assert!(world.fetch(LARGE).await.is_ok());
+    let now = Instant::now();
+    let speed = |n: usize| {
+        let address = &world.agents[n].address;
+        world.hosts.with_health(|health| health.speed(address, now))
+    };
+    assert!(speed(0).is_some());
+    assert!(speed(1).is_none_or(|speed| speed > 50_000), "{:?}", speed(1));
+}
+
+#[tokio::test]
+async fn whoever_had_all_the_time_is_not_asked_first_again() {
+    let world = World::of(&[Manner::Trickling, Manner::Good]).await;
+    // It alone is known, and takes all the time there is.
+    let first = world.routes().remove(0);
+    let range = ByteRange::clamped(0, LARGE, LARGE);
+    let content = Content { size_bytes: LARGE, blake3: None };
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let fetch = world.hosts.fetch_any(|| (vec![first.clone()], content), range, deadline);
+    assert!(matches!(fetch.await, Err(FsError::Unreachable(_))));
+    assert!(world.fetch(LARGE).await.is_ok());
+    assert_eq!(world.asked(), [1, 1]);
+}
+
+#[tokio::test]
 async fn a_host_that_comes_back_is_noticed_without_a_reader() {
     let world = World::of(&[Manner::Silent, Manner::Good]).await;
     assert!(world.fetch(SMALL).await.is_ok());
@@ -284,6 +318,7 @@ async fn a_small_range_is_read_at_once_from_a_host_that_is_known_and_well() {
         (Manner::Lying, false),
         (Manner::Refusing(Reason::NotFound), false),
         (Manner::BreakingOff, false),
+        (Manner::Trickling, false),
     ] {
         let world = World::of(&[manner]).await;
         let quickly = || {
@@ -295,7 +330,9 @@ async fn a_small_range_is_read_at_once_from_a_host_that_is_known_and_well() {
         let ping = world.hosts.channels().ping(&world.agents[0].address);
         drop(tokio::time::timeout(Duration::from_secs(1), ping).await);
         for _ in 0..2 {
+            let began = Instant::now();
             assert_eq!(quickly(), expected, "{manner:?}");
+            assert!(began.elapsed() < Duration::from_secs(3), "{manner:?}: no moment");
         }
         world.hosts.distrust(&world.agents[0].address, "a test");
         assert!(!quickly(), "{manner:?}: it is not well");
