@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use isotope_proto::channel::GREETING;
+use isotope_proto::channel::{GREETING, HEAD_BYTES};
 use isotope_proto::id::{NodeId, VolumeId};
 use isotope_proto::name::VolumePath;
 use isotope_proto::time::Timestamp;
