@@ -13,11 +13,11 @@ mod work;
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use way::{Place, Way};
 
-const USAGE: &str = "usage: reads SOURCE ROUNDS {NAME:cold|fresh:DIR:PID,…}…";
+const USAGE: &str = "usage: reads SOURCE ROUNDS {NAME:cold|fresh:DIR:SERVED:PID,…}…";
 
 fn main() -> io::Result<()> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -31,9 +31,13 @@ fn main() -> io::Result<()> {
     let [source, rounds, ways @ ..] = &arguments[..] else { panic!("{USAGE}") };
     let (source, rounds) = (PathBuf::from(source), rounds.parse().expect(USAGE));
     let server = raw::Server::start(&source)?;
+    let raw = |name, sending| {
+        let served = source.parent().map(Path::to_path_buf);
+        Way::new(name, Place::Raw(server.address, sending), served, server.pid())
+    };
     let mut all = vec![
-        Way::new("raw TCP, sendfile", Place::Raw(server.address, raw::Sending::File), server.pid()),
-        Way::new("raw TCP, write", Place::Raw(server.address, raw::Sending::Memory), server.pid()),
+        raw("raw TCP, sendfile", raw::Sending::File),
+        raw("raw TCP, write", raw::Sending::Memory),
     ];
     all.extend(ways.iter().map(|it| Way::parse(it).expect(USAGE)));
     let file = File::open(&source)?;

@@ -125,6 +125,9 @@ fn targets(
     if let Some(peer) = best(|it| &it.cold) {
         at_least("cold, verified: of the fastest peer's speed", 3.0, peer / of(&verified.cold));
     }
+    if let Some(peer) = best(|it| &it.warm) {
+        at_least("warm: of the fastest peer's speed", 0.9, peer / of(&verified.warm));
+    }
     if let Some(native) = native {
         at_least("warm: of a file's in the page cache", 0.9, of(&native.warm) / of(&verified.warm));
     }

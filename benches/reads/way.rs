@@ -44,6 +44,8 @@ pub(crate) struct Figures {
 pub(crate) struct Way {
     pub(crate) name: String,
     pub(crate) place: Place,
+    /// What is served, where it is; none of what is read from a cold disk.
+    served: Option<PathBuf>,
     roots: Vec<u32>,
     files_used: u32,
     pub(crate) figures: Figures,
@@ -56,14 +58,15 @@ pub(crate) enum Opened {
 }
 
 impl Way {
-    pub(crate) fn new(name: &str, place: Place, roots: Vec<u32>) -> Self {
-        Self { name: name.to_owned(), place, roots, files_used: 0, figures: Figures::default() }
+    pub(crate) fn new(name: &str, place: Place, served: Option<PathBuf>, roots: Vec<u32>) -> Self {
+        let (name, figures) = (name.to_owned(), Figures::default());
+        Self { name, place, served, roots, files_used: 0, figures }
     }
 
-    /// `NAME:cold|fresh:DIR:PID,…`
+    /// `NAME:cold|fresh:DIR:SERVED:PID,…`
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split(':').collect();
-        let [name, kind, dir, pids] = parts[..] else { return None };
+        let [name, kind, dir, served, pids] = parts[..] else { return None };
         let place = match kind {
             "cold" => Place::Cold(dir.into()),
             "fresh" => Place::Fresh(dir.into()),
@@ -71,12 +74,21 @@ impl Way {
         };
         let pids: Result<_, _> =
             pids.split(',').filter(|it| !it.is_empty()).map(str::parse).collect();
-        Some(Self::new(name, place, pids.ok()?))
+        let served = (!served.is_empty()).then(|| served.into());
+        Some(Self::new(name, place, served, pids.ok()?))
     }
 
     /// Processor time of its processes so far.
     pub(crate) fn seconds(&self) -> f64 {
         processes::seconds(&self.roots)
+    }
+
+    /// Reads an image as the server does, if there is one.
+    pub(crate) fn read_at_server(&self, number: u32) -> io::Result<()> {
+        if let Some(dir) = &self.served {
+            io::copy(&mut File::open(image(dir, number))?, &mut io::sink())?;
+        }
+        Ok(())
     }
 
     /// What has to be opened to read cold bytes: nothing of it is in the kernel's cache.
