@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Below so many bytes the allocator has memory at hand.
 const SMALL_BYTES: usize = 64 << 10;
+/// What is larger has room for the longest answer that an agent may give, whatever its length: to
+/// make a block larger is to copy it. Pages that are not written to cost nothing.
+const LARGE_BYTES: usize = (1 << 20) + (8 << 10);
 /// Free blocks kept: as many as a few steady readers have under way.
 const KEPT_MAX: usize = 32;
 
@@ -26,11 +29,16 @@ impl Buffers {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Memory for so many bytes.
     pub(crate) fn take(self: &Arc<Self>, capacity: usize) -> Buffer {
-        let free = (capacity >= SMALL_BYTES).then(|| self.lock().pop()).flatten();
-        let mut bytes = free.unwrap_or_default();
+        let mut bytes = match capacity {
+            SMALL_BYTES..=LARGE_BYTES => {
+                let free = self.lock().pop();
+                free.unwrap_or_else(|| Vec::with_capacity(LARGE_BYTES))
+            }
+            _ => Vec::with_capacity(capacity),
+        };
         bytes.clear();
-        bytes.reserve_exact(capacity);
         Buffer { bytes, home: Arc::clone(self) }
     }
 
@@ -42,7 +50,7 @@ impl Buffers {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.bytes.capacity() >= SMALL_BYTES {
+        if self.bytes.capacity() == LARGE_BYTES {
             let mut free = self.home.lock();
             if free.len() < KEPT_MAX {
                 free.push(std::mem::take(&mut self.bytes));
@@ -67,13 +75,13 @@ mod tests {
     fn a_block_is_used_again_once_nobody_reads_it() {
         let buffers = Arc::<Buffers>::default();
         let mut first = buffers.take(SMALL_BYTES);
-        first.bytes.resize(SMALL_BYTES, 7);
+        first.bytes.resize(LARGE_BYTES, 7);
         let at = first.bytes.as_ptr();
         let part = Bytes::from_owner(first).slice(1..2);
-        assert_ne!(buffers.take(SMALL_BYTES).bytes.as_ptr(), at, "it is still read");
+        assert_ne!(buffers.take(LARGE_BYTES).bytes.as_ptr(), at, "it is still read");
         assert_eq!(part[..], [7]);
         drop(part);
-        let again = buffers.take(SMALL_BYTES);
+        let again = buffers.take(LARGE_BYTES);
         assert_eq!((again.bytes.as_ptr(), again.bytes.len()), (at, 0));
     }
 
@@ -82,7 +90,7 @@ mod tests {
         let buffers = Arc::<Buffers>::default();
         let taken: Vec<Buffer> = (0..2 * KEPT_MAX).map(|_| buffers.take(SMALL_BYTES)).collect();
         drop(taken);
-        drop(buffers.take(1));
+        drop([buffers.take(1), buffers.take(LARGE_BYTES + 1)]);
         assert_eq!(buffers.lock().len(), KEPT_MAX);
         buffers.rest();
         assert!(buffers.lock().is_empty());

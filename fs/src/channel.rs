@@ -34,7 +34,7 @@ pub(crate) struct Channels {
     turns: Mutex<HashMap<String, Arc<Semaphore>>>,
     buffers: Arc<Buffers>,
     /// Knows the agents that were connected to.
-    pub(crate) quick: Quick,
+    quick: Quick,
 }
 
 struct Idle {
@@ -57,7 +57,7 @@ impl Delivered {
 }
 
 /// Bytes of the proof that comes with an answer.
-pub(crate) fn proof_len(wanted: &Wanted, size_bytes: u64) -> usize {
+fn proof_len(wanted: &Wanted, size_bytes: u64) -> usize {
     match wanted.proved_by {
         Some(_) => proof::nodes(wanted.range, size_bytes).len() * PAIR_BYTES,
         None => 0,
@@ -67,18 +67,24 @@ pub(crate) fn proof_len(wanted: &Wanted, size_bytes: u64) -> usize {
 /// How far an answer has come, for whoever waits for it.
 pub(crate) struct Progress {
     began: Instant,
-    heard_ms: AtomicU64,
+    /// Microseconds from then to the first bytes, and to the last; 0 before there were any.
+    first_us: AtomicU64,
+    last_us: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl Progress {
     pub(crate) fn begin(now: Instant) -> Self {
-        Self { began: now, heard_ms: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        let [first_us, last_us, bytes] = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { began: now, first_us, last_us, bytes }
     }
 
-    fn heard(&self, bytes: usize) {
-        let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard_ms.store(since, Ordering::Relaxed);
+    pub(crate) fn heard(&self, bytes: usize) {
+        let since = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        if self.first_us.load(Ordering::Relaxed) == 0 {
+            self.first_us.store(since, Ordering::Relaxed);
+        }
+        self.last_us.store(since, Ordering::Relaxed);
         self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
     }
 
@@ -90,9 +96,15 @@ impl Progress {
         self.began
     }
 
+    /// How long the first bytes took.
+    pub(crate) fn latency(&self) -> Option<Duration> {
+        let first_us = self.first_us.load(Ordering::Relaxed);
+        (first_us > 0).then(|| Duration::from_micros(first_us))
+    }
+
     /// When something was last heard; its beginning if nothing was.
     pub(crate) fn heard_at(&self) -> Instant {
-        self.began + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
+        self.began + Duration::from_micros(self.last_us.load(Ordering::Relaxed))
     }
 }
 
@@ -134,6 +146,18 @@ impl Channels {
     ) -> Result<Delivered, Fault> {
         let proof_len = proof_len(wanted, size_bytes);
         self.ask(address, &Request::Read(*wanted), proof_len, progress).await
+    }
+
+    /// The same on this thread, in a moment or not at all.
+    pub(crate) fn read_quickly(
+        &self,
+        address: &str,
+        wanted: &Wanted,
+        size_bytes: u64,
+        progress: &Progress,
+    ) -> Option<Delivered> {
+        let proof_len = proof_len(wanted, size_bytes);
+        self.quick.read(address, wanted, proof_len, &self.buffers, progress)
     }
 
     /// Whether the agent answers.

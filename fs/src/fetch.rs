@@ -203,8 +203,9 @@ impl Hosts {
         checked(&route.address, content, range, wide, &delivered).map_err(Fault::Said)
     }
 
-    /// A small range from the best host, at once or not at all; it waits for a moment at most. None
-    /// as well where that host is not known to be well: then it is not the time for short cuts.
+    /// A range from the best host, at once or not at all; it waits for a moment at most. A long one
+    /// only from a host that is near. None as well where that host is not known to be well: then it
+    /// is not the time for short cuts.
     pub(crate) fn fetch_quickly(
         &self,
         routes: &[Route],
@@ -212,15 +213,25 @@ impl Hosts {
         range: ByteRange,
     ) -> Option<Bytes> {
         let route = routes.first()?;
-        let is_small = range.len() <= quick::RANGE_BYTES_MAX;
-        if !is_small || self.with_health(|health| health.bad_since(&route.address).is_some()) {
+        let now = Instant::now();
+        let (bad, near) = self.with_health(|health| {
+            (health.bad_since(&route.address).is_some(), health.is_near(&route.address, now))
+        });
+        if bad || !near && range.len() > quick::SMALL_BYTES_MAX {
             return None;
         }
         let (wide, wanted) = wanted(route, content, range);
-        let quick = &self.channels().quick;
-        let delivered = quick.read(&route.address, &wanted, content.size_bytes)?;
+        let (channels, progress) = (self.channels(), Progress::begin(now));
+        let size_bytes = content.size_bytes;
+        let delivered = channels.read_quickly(&route.address, &wanted, size_bytes, &progress);
+        let now = Instant::now();
+        let too_late = now.saturating_duration_since(progress.began()) >= quick::WAIT_MAX;
+        // What did not come in time tells as much; what was refused says nothing of the pace.
+        if wide.len() >= MEASURED_BYTES_MIN && (delivered.is_some() || too_late) {
+            self.note_pace(&route.address, &progress, now);
+        }
         // What is wrong with the bytes is found once more, and dealt with, the long way.
-        checked(&route.address, content, range, wide, &delivered).ok()
+        checked(&route.address, content, range, wide, &delivered?).ok()
     }
 
     fn need_company(&self, asked: &[Attempt<'_>], next: &Route, now: Instant) -> bool {
@@ -235,18 +246,22 @@ impl Hosts {
     }
 
     fn note_winner(&self, winner: &Attempt<'_>, others: &[Attempt<'_>], now: Instant) {
+        let Attempt { route, progress, .. } = winner;
+        self.with_health(|health| health.succeeded(&route.address, now));
+        if progress.bytes() >= MEASURED_BYTES_MIN {
+            self.note_pace(&route.address, progress, now);
+        }
+        self.note_losers(others, now);
+    }
+
+    fn note_pace(&self, address: &str, progress: &Progress, now: Instant) {
+        let took = now.saturating_duration_since(progress.began());
         self.with_health(|health| {
-            health.succeeded(&winner.route.address, now);
-            if winner.progress.bytes() >= MEASURED_BYTES_MIN {
-                health.measured(
-                    &winner.route.address,
-                    winner.progress.bytes(),
-                    winner.took(now),
-                    now,
-                );
+            health.measured(address, progress.bytes(), took, now);
+            if let Some(latency) = progress.latency() {
+                health.began_after(address, latency);
             }
         });
-        self.note_losers(others, now);
     }
 
     /// These were slower, or said nothing at all; of one that has just been asked nobody knows.
@@ -255,9 +270,7 @@ impl Hosts {
             if it.is_silent(HEDGE_AFTER, now) {
                 self.distrust(&it.route.address, "it is silent");
             } else if it.is_slow(now) {
-                self.with_health(|health| {
-                    health.measured(&it.route.address, it.progress.bytes(), it.took(now), now);
-                });
+                self.note_pace(&it.route.address, &it.progress, now);
             }
         }
     }

@@ -33,8 +33,12 @@ pub(crate) trait Fetch: Send + Sync + 'static {
     /// Exactly these bytes, within some deadline. Of one block at most, and in whole groups.
     fn fetch(&self, range: ByteRange) -> impl Future<Output = Result<Bytes, FsError>> + Send;
 
-    /// The same for a small range, on this thread and in a moment, or not at all.
+    /// The same for a range of at most a block's length wherever it begins, on this thread and in a
+    /// moment, or not at all.
     fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes>;
+
+    /// Whether a block's length is fetched so in a moment.
+    fn is_near(&self) -> bool;
 
     /// Bytes per second that one fetch got lately; none if nobody knows.
     fn speed(&self) -> Option<u64>;
@@ -68,6 +72,18 @@ struct State {
     recent: VecDeque<(ByteRange, Bytes)>,
 }
 
+impl State {
+    fn keep(&mut self, blocks: RangeInclusive<u64>) {
+        self.blocks.retain(|index, _| blocks.contains(index));
+    }
+
+    /// The needed blocks, if all are there or on their way; those behind are let go.
+    fn at_hand(&mut self, needed: &RangeInclusive<u64>) -> Option<Vec<Arc<Block>>> {
+        self.keep(needed.start().saturating_sub(BLOCKS_BEHIND)..=u64::MAX);
+        needed.clone().map(|index| self.blocks.get(&index).cloned()).collect()
+    }
+}
+
 /// A block being fetched, or fetched: whoever comes first fetches, the others wait for it.
 pub(crate) struct Block {
     range: ByteRange,
@@ -99,8 +115,9 @@ impl<F: Fetch> Prefetcher<F> {
     }
 
     /// Begins to read a range that is not empty and lies within the image. What is at hand is taken
-    /// from there, and a small range fetched at once if that is a matter of a moment.
-    pub(crate) fn begin(self: &Arc<Self>, range: ByteRange) -> Begun {
+    /// from there, and what is a matter of a moment fetched at once. Whoever asks ahead of a reader
+    /// (`asked_ahead`) needs nobody who does so once more, where all is fetched in a moment.
+    pub(crate) fn begin(self: &Arc<Self>, range: ByteRange, asked_ahead: bool) -> Begun {
         let mut state = self.state();
         state.used = Some(Instant::now());
         let blocks = match state.window.plan(range.start(), range.len()) {
@@ -110,9 +127,13 @@ impl<F: Fetch> Prefetcher<F> {
             }
             Plan::Blocks { needed, ahead_to } => {
                 state.recent.clear();
-                let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
-                let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
-                self.line_up(&mut state, &needed, ahead_to)
+                if asked_ahead && self.source.is_near() {
+                    state.at_hand(&needed)
+                } else {
+                    let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
+                    let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
+                    self.line_up(&mut state, &needed, ahead_to)
+                }
             }
         };
         drop(state);
@@ -136,15 +157,18 @@ impl<F: Fetch> Prefetcher<F> {
     }
 
     fn quickly(&self, range: ByteRange) -> Option<Bytes> {
-        if range.start() / BLOCK_BYTES != (range.end() - 1) / BLOCK_BYTES {
+        let groups = proof::widened(range, self.size_bytes);
+        if groups.len() > BLOCK_BYTES {
             return None;
         }
-        let groups = proof::widened(range, self.size_bytes);
         if let Some((known, bytes)) = self.recent(groups) {
             return Some(part(range, known, &bytes));
         }
         let bytes = self.source.fetch_quickly(groups)?;
-        self.remember(groups, &bytes);
+        // Nobody comes back to as much at once: the page cache has it.
+        if groups.len() < BLOCK_BYTES {
+            self.remember(groups, &bytes);
+        }
         Some(part(range, groups, &bytes))
     }
 
@@ -166,8 +190,7 @@ impl<F: Fetch> Prefetcher<F> {
         ahead_to: u64,
     ) -> Option<Vec<Arc<Block>>> {
         let block_last = (self.size_bytes - 1) / BLOCK_BYTES;
-        let keep = needed.start().saturating_sub(BLOCKS_BEHIND)..=ahead_to;
-        state.blocks.retain(|index, _| keep.contains(index));
+        state.keep(needed.start().saturating_sub(BLOCKS_BEHIND)..=ahead_to);
         let mut blocks = Vec::new();
         for index in *needed.start()..=ahead_to.min(block_last) {
             let is_needed = needed.contains(&index);

@@ -1,29 +1,33 @@
-//! Small ranges asked for on the very thread that answers the kernel. Handing a request to another
-//! thread and back takes longer than a network's answer; so a few of the threads may wait for one,
-//! for a moment. Whatever does not go smoothly is left to `fetch.rs`.
+//! Ranges asked for on the very thread that answers the kernel. Handing a request to another thread
+//! and back takes longer than a small range on any network, and than any range on a fast one; so a
+//! few of the threads may wait for one, for a moment. Whatever does not go smoothly is left to
+//! `fetch.rs`.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use isotope_proto::channel::{GREETING, HEAD_BYTES, Head, Request, Wanted};
+use rustix::buffer::spare_capacity;
 use tokio::sync::Semaphore;
 
-use crate::channel::{Delivered, proof_len};
+use crate::buffers::Buffers;
+use crate::channel::{Delivered, Progress};
 
 /// Of the threads that serve the kernel so many may wait at once; the others answer what memory
 /// knows, whatever the network does.
 pub(crate) const WAITING_MAX: usize = 6;
 /// A network's answer, or a sleepy disk's; what takes longer is asked for again, and hedged.
-const WAIT_MAX: Duration = Duration::from_millis(100);
-/// More than this takes long enough for another thread not to matter.
-pub(crate) const RANGE_BYTES_MAX: u64 = 64 << 10;
+pub(crate) const WAIT_MAX: Duration = Duration::from_millis(100);
+/// What is longer takes long enough for another thread not to matter, unless the host is near.
+pub(crate) const SMALL_BYTES_MAX: u64 = 64 << 10;
 /// Agents close what is idle after five minutes.
 const IDLE_KEPT: Duration = Duration::from_secs(60);
 
-/// Connections for small ranges, and who may wait on one.
+/// Connections for them, and who may wait on one.
 pub(crate) struct Quick {
     hosts: Mutex<HashMap<String, Host>>,
     waiting: Semaphore,
@@ -56,9 +60,15 @@ impl Quick {
         }
     }
 
-    /// A small range from an agent; none if that takes long or does not succeed, for whatever
-    /// reason.
-    pub(crate) fn read(&self, name: &str, wanted: &Wanted, size_bytes: u64) -> Option<Delivered> {
+    /// A range from an agent; none if that takes long or does not succeed, for whatever reason.
+    pub(crate) fn read(
+        &self,
+        name: &str,
+        wanted: &Wanted,
+        proof_len: usize,
+        buffers: &Arc<Buffers>,
+        progress: &Progress,
+    ) -> Option<Delivered> {
         let _waiting = self.waiting.try_acquire().ok()?;
         let (address, kept) = {
             let mut hosts = self.lock();
@@ -67,7 +77,7 @@ impl Quick {
             (host.address, kept.map(|(stream, _)| stream))
         };
         let mut stream = kept.or_else(|| connect(&address).ok())?;
-        let delivered = exchange(&mut stream, wanted, size_bytes).ok()?;
+        let delivered = exchange(&mut stream, wanted, proof_len, buffers, progress).ok()?;
         if let Some(host) = self.lock().get_mut(name) {
             host.idle.push((stream, Instant::now()));
         }
@@ -92,34 +102,42 @@ fn connect(address: &SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// One request and its answer; a refusal is an error like any other.
-fn exchange(stream: &mut TcpStream, wanted: &Wanted, size_bytes: u64) -> io::Result<Delivered> {
+fn exchange(
+    stream: &mut TcpStream,
+    wanted: &Wanted,
+    proof_len: usize,
+    buffers: &Arc<Buffers>,
+    progress: &Progress,
+) -> io::Result<Delivered> {
     let began = Instant::now();
     stream.write_all(&Request::Read(*wanted).encode())?;
-    let proof_len = proof_len(wanted, size_bytes);
     let bytes_len = usize::try_from(wanted.range.len()).unwrap_or(usize::MAX);
     let whole = HEAD_BYTES + proof_len + bytes_len;
     let announced = Head::Bytes { proof_bytes: count(proof_len), bytes: count(bytes_len) };
-    let (mut answer, mut filled) = (vec![0; whole], 0);
-    while filled < whole {
+    let mut answer = buffers.take(whole);
+    while answer.bytes.len() < whole {
         // All of it has that time, and not each part.
         if began.elapsed() > WAIT_MAX {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let read = stream.read(&mut answer[filled..])?;
-        let had_head = filled >= HEAD_BYTES;
-        filled += read;
+        let had_head = answer.bytes.len() >= HEAD_BYTES;
+        let read = rustix::io::read(&*stream, spare_capacity(&mut answer.bytes))?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        progress.heard(read);
         // A refusal is shorter than the range: its head says so, before more is waited for.
         if !had_head
-            && filled >= HEAD_BYTES
-            && answer.first_chunk().map(Head::decode) != Some(Ok(announced))
+            && answer.bytes.len() >= HEAD_BYTES
+            && answer.bytes.first_chunk().map(Head::decode) != Some(Ok(announced))
         {
             return Err(io::ErrorKind::InvalidData.into());
         }
     }
-    Ok(Delivered::of(answer.into(), proof_len))
+    if answer.bytes.len() > whole {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(Delivered::of(Bytes::from_owner(answer), proof_len))
 }
 
 fn count(bytes: usize) -> u64 {

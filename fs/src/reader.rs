@@ -15,10 +15,12 @@ use crate::headers::{Claim, Headers, header_range};
 use crate::mirror::Mirror;
 use crate::prefetch::{BLOCKS_AHEAD_MAX, Begun, Fetch, Prefetcher};
 use crate::remote::Hosts;
-use crate::replicas::{Route, any_well, routes};
+use crate::replicas::{Health, Route, any_well, routes};
 use crate::tally::Tally;
 use crate::tree::{ImageNode, Inode, Tree};
 
+/// As much as the kernel asks for by default; more, and the mount has widened its read-ahead.
+const KERNEL_AHEAD_BYTES: u64 = 128 << 10;
 /// The kernel's second try comes at once; a person's comes later than this.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
 /// Where all hosts have been away for longer than a read waits, the next ones wait only so long: a
@@ -60,6 +62,7 @@ pub(crate) enum Reading {
 /// A read that waits for something.
 pub(crate) struct Waiting {
     range: ByteRange,
+    asked_ahead: bool,
     kept: Kept,
     /// None where it waits for the header that is kept.
     begun: Option<Begun>,
@@ -147,9 +150,10 @@ impl Reader {
         }
         let (failed, source) = (self.failed(), self.bytes.source());
         let kept = self.kept(range, asker);
+        let asked_ahead = asker == Asker::PageCache && range.len() > KERNEL_AHEAD_BYTES;
         match kept {
             Kept::Whole if failed.is_some() || !source.any_well() => {
-                return Ok(Reading::Waiting(Waiting { range, kept, begun: None }));
+                return Ok(Reading::Waiting(Waiting { range, asked_ahead, kept, begun: None }));
             }
             Kept::Part if !source.any_well() => return Err(self.give_up(range)),
             Kept::Whole | Kept::Part | Kept::No => {}
@@ -157,18 +161,18 @@ impl Reader {
         if let Some(error) = failed {
             return Err(error);
         }
-        match self.bytes.begin(range) {
+        match self.bytes.begin(range, asked_ahead) {
             Begun::Done(bytes) => {
                 self.bytes.source().source.tally.read(&Ok(bytes.clone()));
                 Ok(Reading::Done(bytes))
             }
-            begun => Ok(Reading::Waiting(Waiting { range, kept, begun: Some(begun) })),
+            begun => Ok(Reading::Waiting(Waiting { range, asked_ahead, kept, begun: Some(begun) })),
         }
     }
 
     /// The bytes of what was begun, within the read deadline.
     pub(crate) async fn finish(&self, waiting: Waiting) -> Result<Bytes, FsError> {
-        let Waiting { range, kept, begun } = waiting;
+        let Waiting { range, asked_ahead, kept, begun } = waiting;
         let source = self.bytes.source();
         let result = match begun {
             Some(begun) => tokio::select! {
@@ -191,7 +195,7 @@ impl Reader {
             (Some(result), _) => result,
             (None, Some(error)) => return Err(error),
             // What was kept is of no use: the hosts may yet deliver.
-            (None, None) => self.bytes.finish(self.bytes.begin(range)).await,
+            (None, None) => self.bytes.finish(self.bytes.begin(range, asked_ahead)).await,
         };
         source.source.tally.read(&result);
         *lock(&self.failed) = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
@@ -285,10 +289,12 @@ impl Fetch for ImageSource {
         Some(bytes)
     }
 
+    fn is_near(&self) -> bool {
+        self.best_host(|health, address, now| health.is_near(address, now)).unwrap_or(false)
+    }
+
     fn speed(&self) -> Option<u64> {
-        let (routes, _) = self.plan();
-        let first = routes.first()?;
-        self.source.hosts.with_health(|health| health.speed(&first.address, Instant::now()))
+        self.best_host(Health::speed)?
     }
 }
 
@@ -372,6 +378,12 @@ impl ImageSource {
         let content = Content { size_bytes: image.size_bytes, blake3 };
         let now = Instant::now();
         (hosts.with_health(|health| routes(&tree, image, health, host, now)), content)
+    }
+
+    fn best_host<T>(&self, look: impl FnOnce(&Health, &str, Instant) -> T) -> Option<T> {
+        let (routes, _) = self.plan();
+        let address = &routes.first()?.address;
+        Some(self.source.hosts.with_health(|health| look(health, address, Instant::now())))
     }
 
     fn any_well(&self) -> bool {

@@ -15,6 +15,11 @@ const SPEED_KEPT: Duration = Duration::from_secs(60);
 /// Hosts of this speed and above are as good as one another.
 const FAST_BYTES_PER_S: u64 = 1 << 30;
 
+/// A host is near if its answers begin so soon, and go on at such a speed: a block comes within some
+/// 16 ms, and two at once fill 10 Gbit/s.
+const NEAR_LATENCY: Duration = Duration::from_millis(1);
+const NEAR_BYTES_PER_S: u64 = 64 << 20;
+
 /// A host that answered is taken to be well for so long, even if the catalogue is not connected to it.
 const ANSWER_KEPT: Duration = Duration::from_secs(60);
 
@@ -43,6 +48,8 @@ struct Host {
     answered: Option<Instant>,
     /// Bytes per second, when they were last measured.
     speed: Option<(u64, Instant)>,
+    /// How soon an answer began when it was quickest: what the way there takes at least.
+    latency: Option<Duration>,
 }
 
 impl Health {
@@ -81,6 +88,19 @@ impl Health {
         // The newest counts half.
         let kept = speed.filter(|(_, at)| now.saturating_duration_since(*at) < SPEED_KEPT);
         *speed = Some((kept.map_or(found, |(before, _)| before.midpoint(found)), now));
+    }
+
+    /// An answer of it began so long after it was asked.
+    pub(crate) fn began_after(&mut self, address: &str, took: Duration) {
+        let latency = &mut self.host(address).latency;
+        *latency = Some(latency.map_or(took, |before| before.min(took)));
+    }
+
+    /// Whether a block of it comes in a moment.
+    pub(crate) fn is_near(&self, address: &str, now: Instant) -> bool {
+        let latency = self.hosts.get(address).and_then(|host| host.latency);
+        latency.is_some_and(|it| it <= NEAR_LATENCY)
+            && self.speed(address, now).is_some_and(|it| it >= NEAR_BYTES_PER_S)
     }
 
     /// It sent bytes that are not the image's. True if that was not known.
@@ -302,6 +322,24 @@ mod tests {
         assert_eq!(health.bad_since("host-2:1"), Some(now));
         health.succeeded("host-2:1", now);
         assert_eq!(order(&health, "host-2", now), "231");
+    }
+
+    #[test]
+    fn a_host_is_near_when_its_answers_begin_soon_and_are_quick() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        let ms = Duration::from_millis;
+        let mut tell = |latency, bytes, took| {
+            health.began_after("host-1:1", latency);
+            health.measured("host-1:1", bytes, took, now);
+            health.is_near("host-1:1", now)
+        };
+        assert!(!tell(ms(9), 1 << 20, ms(10)), "far");
+        // Its way is as short as the shortest; a slow answer is so for another reason.
+        assert!(tell(ms(1), 1 << 20, ms(10)));
+        assert!(tell(ms(50), 1 << 20, ms(12)));
+        assert!(!tell(ms(1), 1 << 20, ms(100)), "slow, as if nobody else asked for as much");
+        assert!(!health.is_near("host-1:1", now + SPEED_KEPT), "nobody knows");
+        assert!(!health.is_near("host-2:1", now));
     }
 
     #[test]

@@ -338,3 +338,61 @@ async fn a_small_range_is_read_at_once_from_a_host_that_is_known_and_well() {
         assert!(!quickly(), "{manner:?}: it is not well");
     }
 }
+
+impl World {
+    /// Its only agent is connected to, and thought to be near.
+    async fn near(manner: Manner) -> Self {
+        let world = Self::of(&[manner]).await;
+        let address = &world.agents[0].address;
+        world.hosts.channels().ping(address).await.expect("it answers");
+        world.hosts.with_health(|health| {
+            health.began_after(address, Duration::from_micros(100));
+            health.measured(address, 100 << 20, Duration::from_secs(1), Instant::now());
+        });
+        assert!(world.is_near());
+        world
+    }
+
+    fn is_near(&self) -> bool {
+        let address = &self.agents[0].address;
+        self.hosts.with_health(|health| health.is_near(address, Instant::now()))
+    }
+
+    fn fetch_quickly(&self, size_bytes: u64) -> bool {
+        let range = ByteRange::clamped(0, size_bytes, size_bytes);
+        let content = Content { size_bytes, blake3: None };
+        let found = self.hosts.fetch_quickly(&self.routes(), content, range);
+        assert!(found.as_ref().is_none_or(|bytes| *bytes == bytes_of(range)), "others' bytes");
+        found.is_some()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_range_is_read_at_once_only_from_a_host_that_is_near() {
+    const LONG: u64 = 2 * quick::SMALL_BYTES_MAX;
+    let near = World::near(Manner::Good).await;
+    // On a busy machine it takes more than a moment now and then.
+    assert!((0..20).any(|_| near.fetch_quickly(LONG)));
+    let far = World::of(&[Manner::Good]).await;
+    far.hosts.channels().ping(&far.agents[0].address).await.expect("it answers");
+    assert!(!far.fetch_quickly(LONG));
+    assert_eq!(far.asked(), [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_near_no_more_is_found_out_by_one_read() {
+    let world = World::near(Manner::Slow).await;
+    assert!(!world.fetch_quickly(LARGE));
+    assert!(!world.is_near());
+    assert!(!world.fetch_quickly(LARGE));
+    assert_eq!(world.asked(), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_refuses_is_as_near_as_before() {
+    let world = World::near(Manner::Refusing(Reason::NotFound)).await;
+    for _ in 0..20 {
+        assert!(!world.fetch_quickly(LARGE));
+    }
+    assert!(world.is_near());
+}
