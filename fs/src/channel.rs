@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::buffers::{Buffer, Buffers};
-use crate::quick::Quick;
+use crate::quick::{Quick, Shortfall};
 
 /// Idle connections kept to one agent: as many as some steady readers have blocks under way.
 const IDLE_MAX: usize = 32;
@@ -155,7 +155,7 @@ impl Channels {
         wanted: &Wanted,
         size_bytes: u64,
         progress: &Progress,
-    ) -> Option<Delivered> {
+    ) -> Result<Delivered, Shortfall> {
         let proof_len = proof_len(wanted, size_bytes);
         self.quick.read(address, wanted, proof_len, &self.buffers, progress)
     }
@@ -281,13 +281,13 @@ impl Channels {
 
     /// Lets go of connections and memory that nobody has used for long.
     pub(crate) fn rest(&self) {
-        self.quick.rest();
+        let quick_rests = self.quick.rest();
         let mut all = self.lock();
         for idle in all.values_mut() {
             idle.retain(|it| it.since.elapsed() < IDLE_KEPT);
         }
         all.retain(|_, idle| !idle.is_empty());
-        if all.is_empty() {
+        if quick_rests && all.is_empty() {
             self.buffers.rest();
         }
     }

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use crate::channel::{Delivered, Fault, Progress};
 use crate::error::FsError;
-use crate::quick;
+use crate::quick::{self, Shortfall};
 use crate::remote::Hosts;
 use crate::replicas::Route;
 
@@ -222,16 +222,20 @@ impl Hosts {
         }
         let (wide, wanted) = wanted(route, content, range);
         let (channels, progress) = (self.channels(), Progress::begin(now));
-        let size_bytes = content.size_bytes;
-        let delivered = channels.read_quickly(&route.address, &wanted, size_bytes, &progress);
+        let answer = channels.read_quickly(&route.address, &wanted, content.size_bytes, &progress);
+        let delivered = match answer {
+            Ok(delivered) => delivered,
+            Err(Shortfall::Late) => {
+                self.with_health(|health| health.was_late(&route.address));
+                return None;
+            }
+            Err(Shortfall::Other) => return None,
+        };
         let now = Instant::now();
-        let too_late = now.saturating_duration_since(progress.began()) >= quick::WAIT_MAX;
-        // What did not come in time tells as much; what was refused says nothing of the pace.
-        if wide.len() >= MEASURED_BYTES_MIN && (delivered.is_some() || too_late) {
-            self.note_pace(&route.address, &progress, now);
-        }
+        self.with_health(|health| health.went_on(&route.address, now));
+        self.note_pace(&route.address, &progress, now);
         // What is wrong with the bytes is found once more, and dealt with, the long way.
-        checked(&route.address, content, range, wide, &delivered?).ok()
+        checked(&route.address, content, range, wide, &delivered).ok()
     }
 
     fn need_company(&self, asked: &[Attempt<'_>], next: &Route, now: Instant) -> bool {
@@ -248,18 +252,19 @@ impl Hosts {
     fn note_winner(&self, winner: &Attempt<'_>, others: &[Attempt<'_>], now: Instant) {
         let Attempt { route, progress, .. } = winner;
         self.with_health(|health| health.succeeded(&route.address, now));
-        if progress.bytes() >= MEASURED_BYTES_MIN {
-            self.note_pace(&route.address, progress, now);
-        }
+        self.note_pace(&route.address, progress, now);
         self.note_losers(others, now);
     }
 
+    /// How soon an answer began, and how fast it came.
     fn note_pace(&self, address: &str, progress: &Progress, now: Instant) {
         let took = now.saturating_duration_since(progress.began());
         self.with_health(|health| {
-            health.measured(address, progress.bytes(), took, now);
+            if progress.bytes() >= MEASURED_BYTES_MIN {
+                health.measured(address, progress.bytes(), took, now);
+            }
             if let Some(latency) = progress.latency() {
-                health.began_after(address, latency);
+                health.began_after(address, latency, now);
             }
         });
     }
@@ -270,7 +275,9 @@ impl Hosts {
             if it.is_silent(HEDGE_AFTER, now) {
                 self.distrust(&it.route.address, "it is silent");
             } else if it.is_slow(now) {
-                self.note_pace(&it.route.address, &it.progress, now);
+                self.with_health(|health| {
+                    health.measured(&it.route.address, it.progress.bytes(), it.took(now), now);
+                });
             }
         }
     }

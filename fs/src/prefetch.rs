@@ -23,6 +23,8 @@ const BLOCKS_BEHIND: u64 = 4;
 /// Of what was fetched for a seeking reader so much is kept: programs that read a CD-ROM's 2 KiB
 /// sectors come back to the group that they have just read from.
 const RECENT_BYTES_MAX: u64 = 1 << 20;
+/// What is longer is in the page cache, and lies in memory that is needed for what comes next.
+const RECENT_EACH_MAX: u64 = 48 << 10;
 /// What is fetched ahead is no more than comes in so long.
 const AHEAD_MAX: Duration = Duration::from_secs(1);
 /// A reader that pauses for so long gives up what was kept for it.
@@ -53,6 +55,25 @@ pub(crate) enum Begun {
     Exact(ByteRange),
 }
 
+impl Begun {
+    fn of(range: ByteRange, blocks: Vec<Arc<Block>>) -> Self {
+        match &blocks[..] {
+            [block] if let Some(bytes) = block.bytes.get() => {
+                Self::Done(part(range, block.range, bytes))
+            }
+            _ => Self::Blocks(range, blocks),
+        }
+    }
+}
+
+/// Who asks for what a steady reader needs next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// The kernel, in several requests at once: that is enough where a block comes in a moment.
+    Kernel,
+    Us,
+}
+
 /// One open file's.
 pub(crate) struct Prefetcher<F> {
     size_bytes: u64,
@@ -77,7 +98,8 @@ impl State {
         self.blocks.retain(|index, _| blocks.contains(index));
     }
 
-    /// The needed blocks, if all are there or on their way; those behind are let go.
+    /// The needed blocks, if all are there or on their way; those behind are let go. What is on its
+    /// way further ahead will be needed, too.
     fn at_hand(&mut self, needed: &RangeInclusive<u64>) -> Option<Vec<Arc<Block>>> {
         self.keep(needed.start().saturating_sub(BLOCKS_BEHIND)..=u64::MAX);
         needed.clone().map(|index| self.blocks.get(&index).cloned()).collect()
@@ -115,36 +137,32 @@ impl<F: Fetch> Prefetcher<F> {
     }
 
     /// Begins to read a range that is not empty and lies within the image. What is at hand is taken
-    /// from there, and what is a matter of a moment fetched at once. Whoever asks ahead of a reader
-    /// (`asked_ahead`) needs nobody who does so once more, where all is fetched in a moment.
-    pub(crate) fn begin(self: &Arc<Self>, range: ByteRange, asked_ahead: bool) -> Begun {
+    /// from there, and what is a matter of a moment fetched at once.
+    pub(crate) fn begin(self: &Arc<Self>, range: ByteRange, ahead: Ahead) -> Begun {
         let mut state = self.state();
         state.used = Some(Instant::now());
-        let blocks = match state.window.plan(range.start(), range.len()) {
-            Plan::Exact => {
-                state.blocks.clear();
-                None
-            }
-            Plan::Blocks { needed, ahead_to } => {
-                state.recent.clear();
-                if asked_ahead && self.source.is_near() {
-                    state.at_hand(&needed)
-                } else {
-                    let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
-                    let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
-                    self.line_up(&mut state, &needed, ahead_to)
-                }
-            }
+        let Plan::Blocks { needed, ahead_to } = state.window.plan(range.start(), range.len())
+        else {
+            state.blocks.clear();
+            drop(state);
+            return self.quickly(range).map_or(Begun::Exact(range), Begun::Done);
         };
-        drop(state);
-        match blocks {
-            Some(blocks) => match &blocks[..] {
-                [block] if let Some(bytes) = block.bytes.get() => {
-                    Begun::Done(part(range, block.range, bytes))
-                }
-                _ => Begun::Blocks(range, blocks),
-            },
-            None => self.quickly(range).map_or(Begun::Exact(range), Begun::Done),
+        state.recent.clear();
+        if ahead == Ahead::Kernel && self.source.is_near() {
+            if let Some(blocks) = state.at_hand(&needed) {
+                return Begun::of(range, blocks);
+            }
+            drop(state);
+            if let Some(bytes) = self.quickly(range) {
+                return Begun::Done(bytes);
+            }
+            state = self.state();
+        }
+        let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
+        let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
+        match self.line_up(&mut state, &needed, ahead_to) {
+            Some(blocks) => Begun::of(range, blocks),
+            None => Begun::Exact(range),
         }
     }
 
@@ -165,10 +183,7 @@ impl<F: Fetch> Prefetcher<F> {
             return Some(part(range, known, &bytes));
         }
         let bytes = self.source.fetch_quickly(groups)?;
-        // Nobody comes back to as much at once: the page cache has it.
-        if groups.len() < BLOCK_BYTES {
-            self.remember(groups, &bytes);
-        }
+        self.remember(groups, &bytes);
         Some(part(range, groups, &bytes))
     }
 
@@ -266,6 +281,9 @@ impl<F: Fetch> Prefetcher<F> {
     }
 
     fn remember(&self, groups: ByteRange, bytes: &Bytes) {
+        if groups.len() > RECENT_EACH_MAX {
+            return;
+        }
         let recent = &mut self.state().recent;
         recent.push_back((groups, bytes.clone()));
         let mut kept: u64 = recent.iter().map(|(it, _)| it.len()).sum();

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use isotope_proto::channel::{GREETING, HEAD_BYTES, Head, Request, Wanted};
+use isotope_proto::channel::{GREETING, HEAD_BYTES, Head, Request, TEXT_BYTES_MAX, Wanted};
 use rustix::buffer::spare_capacity;
 use tokio::sync::Semaphore;
 
@@ -20,12 +20,31 @@ use crate::channel::{Delivered, Progress};
 /// Of the threads that serve the kernel so many may wait at once; the others answer what memory
 /// knows, whatever the network does.
 pub(crate) const WAITING_MAX: usize = 6;
-/// A network's answer, or a sleepy disk's; what takes longer is asked for again, and hedged.
-pub(crate) const WAIT_MAX: Duration = Duration::from_millis(100);
+/// A network's answer, or a sleepy disk's; what takes longer is asked for again, and hedged. With
+/// connecting, and bytes that come just before it is over, a thread waits three times that.
+const WAIT_MAX: Duration = Duration::from_millis(100);
 /// What is longer takes long enough for another thread not to matter, unless the host is near.
 pub(crate) const SMALL_BYTES_MAX: u64 = 64 << 10;
+/// A whole refusal.
+const REFUSAL_BYTES_MAX: usize = HEAD_BYTES + 2 * TEXT_BYTES_MAX as usize;
 /// Agents close what is idle after five minutes.
 const IDLE_KEPT: Duration = Duration::from_secs(60);
+
+/// Why there are no bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shortfall {
+    /// They did not come in a moment.
+    Late,
+    /// They were refused, the connection was lost, or nobody may wait just now.
+    Other,
+}
+
+/// What an agent said.
+enum Answer {
+    Delivered(Delivered),
+    /// The connection is as good as before.
+    Refused,
+}
 
 /// Connections for them, and who may wait on one.
 pub(crate) struct Quick {
@@ -60,7 +79,7 @@ impl Quick {
         }
     }
 
-    /// A range from an agent; none if that takes long or does not succeed, for whatever reason.
+    /// A range from an agent, if it comes in a moment.
     pub(crate) fn read(
         &self,
         name: &str,
@@ -68,27 +87,43 @@ impl Quick {
         proof_len: usize,
         buffers: &Arc<Buffers>,
         progress: &Progress,
-    ) -> Option<Delivered> {
-        let _waiting = self.waiting.try_acquire().ok()?;
+    ) -> Result<Delivered, Shortfall> {
+        let _waiting = self.waiting.try_acquire().map_err(|_| Shortfall::Other)?;
         let (address, kept) = {
             let mut hosts = self.lock();
-            let host = hosts.get_mut(name)?;
+            let host = hosts.get_mut(name).ok_or(Shortfall::Other)?;
             let kept = host.idle.pop().filter(|(_, since)| since.elapsed() < IDLE_KEPT);
             (host.address, kept.map(|(stream, _)| stream))
         };
-        let mut stream = kept.or_else(|| connect(&address).ok())?;
-        let delivered = exchange(&mut stream, wanted, proof_len, buffers, progress).ok()?;
+        let mut stream = match kept {
+            Some(stream) => stream,
+            None => connect(&address).map_err(|error| shortfall(&error))?,
+        };
+        let answer = exchange(&mut stream, wanted, proof_len, buffers, progress);
+        let answer = answer.map_err(|error| shortfall(&error))?;
         if let Some(host) = self.lock().get_mut(name) {
             host.idle.push((stream, Instant::now()));
         }
-        Some(delivered)
+        match answer {
+            Answer::Delivered(delivered) => Ok(delivered),
+            Answer::Refused => Err(Shortfall::Other),
+        }
     }
 
-    /// Lets go of connections that nobody has used for long.
-    pub(crate) fn rest(&self) {
-        for host in self.lock().values_mut() {
+    /// Lets go of connections that nobody has used for long. True if none is left.
+    pub(crate) fn rest(&self) -> bool {
+        let mut hosts = self.lock();
+        for host in hosts.values_mut() {
             host.idle.retain(|(_, since)| since.elapsed() < IDLE_KEPT);
         }
+        hosts.values().all(|host| host.idle.is_empty())
+    }
+}
+
+fn shortfall(error: &io::Error) -> Shortfall {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Shortfall::Late,
+        _ => Shortfall::Other,
     }
 }
 
@@ -101,43 +136,60 @@ fn connect(address: &SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// One request and its answer; a refusal is an error like any other.
+/// One request and its answer.
 fn exchange(
     stream: &mut TcpStream,
     wanted: &Wanted,
     proof_len: usize,
     buffers: &Arc<Buffers>,
     progress: &Progress,
-) -> io::Result<Delivered> {
-    let began = Instant::now();
+) -> io::Result<Answer> {
+    let limit = Instant::now() + WAIT_MAX;
     stream.write_all(&Request::Read(*wanted).encode())?;
     let bytes_len = usize::try_from(wanted.range.len()).unwrap_or(usize::MAX);
-    let whole = HEAD_BYTES + proof_len + bytes_len;
     let announced = Head::Bytes { proof_bytes: count(proof_len), bytes: count(bytes_len) };
-    let mut answer = buffers.take(whole);
-    while answer.bytes.len() < whole {
-        // All of it has that time, and not each part.
-        if began.elapsed() > WAIT_MAX {
-            return Err(io::ErrorKind::TimedOut.into());
+    let whole = HEAD_BYTES + proof_len + bytes_len;
+    let mut answer = buffers.take(whole.max(REFUSAL_BYTES_MAX));
+    fill(stream, &mut answer.bytes, HEAD_BYTES, limit, progress)?;
+    let head = answer.bytes.first_chunk().map(Head::decode);
+    let whole = match head.ok_or(io::ErrorKind::UnexpectedEof)?.map_err(io::Error::other)? {
+        Head::Refused { reason_bytes, text_bytes } => {
+            HEAD_BYTES + usize::try_from(reason_bytes + text_bytes).unwrap_or(usize::MAX)
         }
-        let had_head = answer.bytes.len() >= HEAD_BYTES;
-        let read = rustix::io::read(&*stream, spare_capacity(&mut answer.bytes))?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        progress.heard(read);
-        // A refusal is shorter than the range: its head says so, before more is waited for.
-        if !had_head
-            && answer.bytes.len() >= HEAD_BYTES
-            && answer.bytes.first_chunk().map(Head::decode) != Some(Ok(announced))
-        {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
+        head if head == announced => whole,
+        Head::Bytes { .. } => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    fill(stream, &mut answer.bytes, whole, limit, progress)?;
     if answer.bytes.len() > whole {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    Ok(Delivered::of(Bytes::from_owner(answer), proof_len))
+    Ok(match head {
+        Some(Ok(Head::Bytes { .. })) => {
+            Answer::Delivered(Delivered::of(Bytes::from_owner(answer), proof_len))
+        }
+        _ => Answer::Refused,
+    })
+}
+
+/// Reads until there are so many bytes, or more. What comes just before the limit buys one more
+/// wait.
+fn fill(
+    stream: &TcpStream,
+    bytes: &mut Vec<u8>,
+    len: usize,
+    limit: Instant,
+    progress: &Progress,
+) -> io::Result<()> {
+    while bytes.len() < len {
+        if Instant::now() > limit {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match rustix::io::read(stream, spare_capacity(bytes))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => progress.heard(read),
+        }
+    }
+    Ok(())
 }
 
 fn count(bytes: usize) -> u64 {

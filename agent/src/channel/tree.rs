@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt;
 
 use isotope_proto::proof::PAIR_BYTES;
 
-/// Nodes that lie closer are read with one call: it is so in the lowest six levels.
-const NEAR_NODES: u64 = 64;
-/// Upper nodes remembered: ten levels of them, in 64 KiB.
+/// Nodes that lie closer together are read with one call: those of the lowest six levels do.
+const RUN_NODES: u64 = 64;
+/// Nodes remembered: those of the upper ten levels, in some 100 KiB.
 const REMEMBERED_MAX: usize = 1024;
 
 /// The chaining values of a node's halves.
@@ -20,12 +20,13 @@ type Pair = [u8; PAIR_BYTES];
 /// The tree of one content.
 pub(super) struct Tree {
     file: File,
-    upper: HashMap<u64, Pair>,
+    /// Those that were read alone: the upper ones, but for some.
+    alone: HashMap<u64, Pair>,
 }
 
 impl Tree {
     pub(super) fn new(file: File) -> Self {
-        Self { file, upper: HashMap::new() }
+        Self { file, alone: HashMap::new() }
     }
 
     /// The nodes at these places, one after the other.
@@ -33,18 +34,18 @@ impl Tree {
     /// # Errors
     /// As reading the file fails, or because it is too short.
     pub(super) fn nodes(&mut self, places: &[u64]) -> io::Result<Vec<u8>> {
-        if self.upper.len() >= REMEMBERED_MAX {
-            self.upper.clear();
+        if self.alone.len() >= REMEMBERED_MAX {
+            self.alone.clear();
         }
-        let is_missing = |place: &u64| !self.upper.contains_key(place);
+        let is_missing = |place: &u64| !self.alone.contains_key(place);
         let mut missing: Vec<u64> = places.iter().copied().filter(is_missing).collect();
         missing.sort_unstable();
-        let mut low = HashMap::new();
-        for run in missing.chunk_by(|one, next| next - one < NEAR_NODES) {
-            let into = if run.len() > 1 { &mut low } else { &mut self.upper };
+        let mut together = HashMap::new();
+        for run in missing.chunk_by(|one, next| next - one < RUN_NODES) {
+            let into = if run.len() > 1 { &mut together } else { &mut self.alone };
             read(&self.file, run, into)?;
         }
-        let known = |place| low.get(place).or_else(|| self.upper.get(place));
+        let known = |place| together.get(place).or_else(|| self.alone.get(place));
         Ok(places.iter().filter_map(known).flatten().copied().collect())
     }
 }
@@ -95,13 +96,13 @@ mod tests {
             let places = proof::nodes(ByteRange::clamped(start, len, size_bytes), size_bytes);
             let expected: Vec<u8> = places.iter().copied().flat_map(node).collect();
             assert_eq!(tree.nodes(&places).expect("read"), expected);
-            assert!(tree.upper.len() <= REMEMBERED_MAX + places.len());
+            assert!(tree.alone.len() <= REMEMBERED_MAX + places.len());
         }
         // Some levels lie far apart, and are not read again.
         let places = proof::nodes(ByteRange::clamped(0, 1, size_bytes), size_bytes);
         tree.nodes(&places).expect("read");
-        assert!(tree.upper.contains_key(&places[0]));
-        assert!(!tree.upper.contains_key(places.last().expect("some")));
+        assert!(tree.alone.contains_key(&places[0]));
+        assert!(!tree.alone.contains_key(places.last().expect("some")));
     }
 
     #[test]

@@ -24,6 +24,8 @@ struct Failing {
     size_bytes: u64,
     /// Every so manieth call fails; 0 for none.
     every: usize,
+    /// Every so manieth call would take longer than a moment; 0 for none.
+    late_every: usize,
     calls: AtomicUsize,
     under_way: AtomicUsize,
     under_way_most: AtomicUsize,
@@ -75,9 +77,8 @@ impl Fetch for Arc<Failing> {
     fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes> {
         assert_eq!(range, proof::widened(range, self.size_bytes), "in whole groups");
         assert!(range.len() <= BLOCK_BYTES, "of a block's length at most");
-        // Now and then it would take too long.
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if call.is_multiple_of(3) {
+        if self.late_every > 0 && call.is_multiple_of(self.late_every) {
             return None;
         }
         self.fetched_bytes.fetch_add(range.len() as usize, Ordering::Relaxed);
@@ -86,7 +87,8 @@ impl Fetch for Arc<Failing> {
 }
 
 async fn read(bytes: &Arc<Prefetcher<Arc<Failing>>>, range: ByteRange) -> Result<Bytes, FsError> {
-    let begun = bytes.begin(range, range.len() > 128 * KIB);
+    let ahead = if range.len() > 128 * KIB { Ahead::Kernel } else { Ahead::Us };
+    let begun = bytes.begin(range, ahead);
     bytes.finish(begun).await
 }
 
@@ -142,7 +144,7 @@ proptest! {
         steps in steps(),
     ) {
         within(async {
-            let source = Failing { size_bytes, every, nearness, ..Failing::default() };
+            let source = Failing { size_bytes, every, late_every: 3, nearness, ..Failing::default() };
             let bytes = from(source, budget);
             let try_read = async |start: u64, len: u64| {
                 let range = ByteRange::clamped(start, len, size_bytes);
@@ -210,6 +212,22 @@ fn from_hosts_that_are_near_only_what_the_kernel_asks_for_is_fetched() {
         }
         let fetched = bytes.source().fetched_bytes.load(Ordering::Relaxed) as u64;
         assert_eq!(fetched, places.count() as u64 * MIB, "nothing twice, nothing ahead");
+    });
+}
+
+#[test]
+fn where_nobody_has_a_moment_blocks_are_fetched_ahead_and_used() {
+    within(async {
+        let (size_bytes, nearness) = (20 * MIB, Nearness::Near);
+        let source = Failing { size_bytes, nearness, late_every: 1, ..Failing::default() };
+        let bytes = from(source, BLOCKS_AHEAD_MAX);
+        for at in (0..20 * MIB).step_by(MIB as usize) {
+            let range = ByteRange::clamped(at, MIB, size_bytes);
+            assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
+        }
+        let fetched = bytes.source().fetched_bytes.load(Ordering::Relaxed) as u64;
+        assert_eq!(fetched, size_bytes, "nothing twice");
+        assert!(bytes.source().under_way_most.load(Ordering::Relaxed) > 1, "none ahead");
     });
 }
 
