@@ -27,7 +27,7 @@ use crate::reader::{Asker, Reading};
 use crate::reply::{self, or_reply, parse};
 use crate::tally::Why;
 use crate::upload::WriteAt;
-use crate::{READ_AHEAD_BYTES, clock, errno, xattr};
+use crate::{READ_REQUEST_BYTES, clock, errno, xattr};
 
 /// Requests the kernel may have under way without anybody waiting (read-ahead).
 const BACKGROUND_MAX: u16 = 64;
@@ -89,7 +89,7 @@ impl Filesystem for Adapter {
             }
         }
         // A smaller answer is the kernel's limit, and taken.
-        let _ = config.set_max_readahead(READ_AHEAD_BYTES);
+        let _ = config.set_max_readahead(READ_REQUEST_BYTES);
         let _ = config.set_max_background(BACKGROUND_MAX);
         let passthrough = &self.files.passthrough;
         if passthrough.is_on() {

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::buffers::{Buffer, Buffers};
-use crate::quick::{Quick, Shortfall};
+use crate::quick::Quick;
 
 /// Idle connections kept to one agent: as many as some steady readers have blocks under way.
 const IDLE_MAX: usize = 32;
@@ -34,7 +34,7 @@ pub(crate) struct Channels {
     turns: Mutex<HashMap<String, Arc<Semaphore>>>,
     buffers: Arc<Buffers>,
     /// Knows the agents that were connected to.
-    quick: Quick,
+    pub(crate) quick: Quick,
 }
 
 struct Idle {
@@ -57,7 +57,7 @@ impl Delivered {
 }
 
 /// Bytes of the proof that comes with an answer.
-fn proof_len(wanted: &Wanted, size_bytes: u64) -> usize {
+pub(crate) fn proof_len(wanted: &Wanted, size_bytes: u64) -> usize {
     match wanted.proved_by {
         Some(_) => proof::nodes(wanted.range, size_bytes).len() * PAIR_BYTES,
         None => 0,
@@ -67,24 +67,18 @@ fn proof_len(wanted: &Wanted, size_bytes: u64) -> usize {
 /// How far an answer has come, for whoever waits for it.
 pub(crate) struct Progress {
     began: Instant,
-    /// Microseconds from then to the first bytes, and to the last; 0 before there were any.
-    first_us: AtomicU64,
-    last_us: AtomicU64,
+    heard_ms: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl Progress {
     pub(crate) fn begin(now: Instant) -> Self {
-        let [first_us, last_us, bytes] = std::array::from_fn(|_| AtomicU64::new(0));
-        Self { began: now, first_us, last_us, bytes }
+        Self { began: now, heard_ms: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 
-    pub(crate) fn heard(&self, bytes: usize) {
-        let since = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
-        if self.first_us.load(Ordering::Relaxed) == 0 {
-            self.first_us.store(since, Ordering::Relaxed);
-        }
-        self.last_us.store(since, Ordering::Relaxed);
+    fn heard(&self, bytes: usize) {
+        let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard_ms.store(since, Ordering::Relaxed);
         self.bytes.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
     }
 
@@ -96,15 +90,9 @@ impl Progress {
         self.began
     }
 
-    /// How long the first bytes took.
-    pub(crate) fn latency(&self) -> Option<Duration> {
-        let first_us = self.first_us.load(Ordering::Relaxed);
-        (first_us > 0).then(|| Duration::from_micros(first_us))
-    }
-
     /// When something was last heard; its beginning if nothing was.
     pub(crate) fn heard_at(&self) -> Instant {
-        self.began + Duration::from_micros(self.last_us.load(Ordering::Relaxed))
+        self.began + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -146,18 +134,6 @@ impl Channels {
     ) -> Result<Delivered, Fault> {
         let proof_len = proof_len(wanted, size_bytes);
         self.ask(address, &Request::Read(*wanted), proof_len, progress).await
-    }
-
-    /// The same on this thread, in a moment or not at all.
-    pub(crate) fn read_quickly(
-        &self,
-        address: &str,
-        wanted: &Wanted,
-        size_bytes: u64,
-        progress: &Progress,
-    ) -> Result<Delivered, Shortfall> {
-        let proof_len = proof_len(wanted, size_bytes);
-        self.quick.read(address, wanted, proof_len, &self.buffers, progress)
     }
 
     /// Whether the agent answers.
@@ -281,13 +257,13 @@ impl Channels {
 
     /// Lets go of connections and memory that nobody has used for long.
     pub(crate) fn rest(&self) {
-        let quick_rests = self.quick.rest();
+        self.quick.rest();
         let mut all = self.lock();
         for idle in all.values_mut() {
             idle.retain(|it| it.since.elapsed() < IDLE_KEPT);
         }
         all.retain(|_, idle| !idle.is_empty());
-        if quick_rests && all.is_empty() {
+        if all.is_empty() {
             self.buffers.rest();
         }
     }

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use crate::channel::{Delivered, Fault, Progress};
 use crate::error::FsError;
-use crate::quick::{self, Shortfall};
+use crate::quick;
 use crate::remote::Hosts;
 use crate::replicas::Route;
 
@@ -203,9 +203,8 @@ impl Hosts {
         checked(&route.address, content, range, wide, &delivered).map_err(Fault::Said)
     }
 
-    /// A range from the best host, at once or not at all; it waits for a moment at most. A long one
-    /// only from a host that is near. None as well where that host is not known to be well: then it
-    /// is not the time for short cuts.
+    /// A small range from the best host, at once or not at all; it waits for a moment at most. None
+    /// as well where that host is not known to be well: then it is not the time for short cuts.
     pub(crate) fn fetch_quickly(
         &self,
         routes: &[Route],
@@ -213,27 +212,13 @@ impl Hosts {
         range: ByteRange,
     ) -> Option<Bytes> {
         let route = routes.first()?;
-        let now = Instant::now();
-        let (bad, near) = self.with_health(|health| {
-            (health.bad_since(&route.address).is_some(), health.is_near(&route.address, now))
-        });
-        if bad || !near && range.len() > quick::SMALL_BYTES_MAX {
+        let is_small = range.len() <= quick::RANGE_BYTES_MAX;
+        if !is_small || self.with_health(|health| health.bad_since(&route.address).is_some()) {
             return None;
         }
         let (wide, wanted) = wanted(route, content, range);
-        let (channels, progress) = (self.channels(), Progress::begin(now));
-        let answer = channels.read_quickly(&route.address, &wanted, content.size_bytes, &progress);
-        let delivered = match answer {
-            Ok(delivered) => delivered,
-            Err(Shortfall::Late) => {
-                self.with_health(|health| health.was_late(&route.address));
-                return None;
-            }
-            Err(Shortfall::Other) => return None,
-        };
-        let now = Instant::now();
-        self.with_health(|health| health.went_on(&route.address, now));
-        self.note_pace(&route.address, &progress, now);
+        let quick = &self.channels().quick;
+        let delivered = quick.read(&route.address, &wanted, content.size_bytes)?;
         // What is wrong with the bytes is found once more, and dealt with, the long way.
         checked(&route.address, content, range, wide, &delivered).ok()
     }
@@ -250,23 +235,18 @@ impl Hosts {
     }
 
     fn note_winner(&self, winner: &Attempt<'_>, others: &[Attempt<'_>], now: Instant) {
-        let Attempt { route, progress, .. } = winner;
-        self.with_health(|health| health.succeeded(&route.address, now));
-        self.note_pace(&route.address, progress, now);
-        self.note_losers(others, now);
-    }
-
-    /// How soon an answer began, and how fast it came.
-    fn note_pace(&self, address: &str, progress: &Progress, now: Instant) {
-        let took = now.saturating_duration_since(progress.began());
         self.with_health(|health| {
-            if progress.bytes() >= MEASURED_BYTES_MIN {
-                health.measured(address, progress.bytes(), took, now);
-            }
-            if let Some(latency) = progress.latency() {
-                health.began_after(address, latency, now);
+            health.succeeded(&winner.route.address, now);
+            if winner.progress.bytes() >= MEASURED_BYTES_MIN {
+                health.measured(
+                    &winner.route.address,
+                    winner.progress.bytes(),
+                    winner.took(now),
+                    now,
+                );
             }
         });
+        self.note_losers(others, now);
     }
 
     /// These were slower, or said nothing at all; of one that has just been asked nobody knows.

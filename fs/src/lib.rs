@@ -99,12 +99,8 @@ use crate::views::View;
 pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is held open is told this often.
 const HOLD_EVERY: Duration = Duration::from_secs(5);
-/// The largest read asked of us.
+/// The largest read asked of us: what the kernel's read-ahead is widened to.
 const READ_REQUEST_BYTES: u32 = 1 << 20;
-/// What the kernel's read-ahead is widened to: two requests at once, which a host that is near
-/// answers as quickly as they are asked. More would be fetched around each page that a program with
-/// a mapping touches.
-const READ_AHEAD_BYTES: u32 = 2 * READ_REQUEST_BYTES;
 
 /// What a mount is started with.
 #[derive(Debug, Clone)]

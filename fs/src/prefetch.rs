@@ -35,12 +35,8 @@ pub(crate) trait Fetch: Send + Sync + 'static {
     /// Exactly these bytes, within some deadline. Of one block at most, and in whole groups.
     fn fetch(&self, range: ByteRange) -> impl Future<Output = Result<Bytes, FsError>> + Send;
 
-    /// The same for a range of at most a block's length wherever it begins, on this thread and in a
-    /// moment, or not at all.
+    /// The same for a small range, on this thread and in a moment, or not at all.
     fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes>;
-
-    /// Whether a block's length is fetched so in a moment.
-    fn is_near(&self) -> bool;
 
     /// Bytes per second that one fetch got lately; none if nobody knows.
     fn speed(&self) -> Option<u64>;
@@ -53,25 +49,6 @@ pub(crate) enum Begun {
     Blocks(ByteRange, Vec<Arc<Block>>),
     /// Nothing is on its way yet.
     Exact(ByteRange),
-}
-
-impl Begun {
-    fn of(range: ByteRange, blocks: Vec<Arc<Block>>) -> Self {
-        match &blocks[..] {
-            [block] if let Some(bytes) = block.bytes.get() => {
-                Self::Done(part(range, block.range, bytes))
-            }
-            _ => Self::Blocks(range, blocks),
-        }
-    }
-}
-
-/// Who asks for what a steady reader needs next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ahead {
-    /// The kernel, in several requests at once: that is enough where a block comes in a moment.
-    Kernel,
-    Us,
 }
 
 /// One open file's.
@@ -91,19 +68,6 @@ struct State {
     blocks: BTreeMap<u64, Arc<Block>>,
     /// The newest last.
     recent: VecDeque<(ByteRange, Bytes)>,
-}
-
-impl State {
-    fn keep(&mut self, blocks: RangeInclusive<u64>) {
-        self.blocks.retain(|index, _| blocks.contains(index));
-    }
-
-    /// The needed blocks, if all are there or on their way; those behind are let go. What is on its
-    /// way further ahead will be needed, too.
-    fn at_hand(&mut self, needed: &RangeInclusive<u64>) -> Option<Vec<Arc<Block>>> {
-        self.keep(needed.start().saturating_sub(BLOCKS_BEHIND)..=u64::MAX);
-        needed.clone().map(|index| self.blocks.get(&index).cloned()).collect()
-    }
 }
 
 /// A block being fetched, or fetched: whoever comes first fetches, the others wait for it.
@@ -137,32 +101,31 @@ impl<F: Fetch> Prefetcher<F> {
     }
 
     /// Begins to read a range that is not empty and lies within the image. What is at hand is taken
-    /// from there, and what is a matter of a moment fetched at once.
-    pub(crate) fn begin(self: &Arc<Self>, range: ByteRange, ahead: Ahead) -> Begun {
+    /// from there, and a small range fetched at once if that is a matter of a moment.
+    pub(crate) fn begin(self: &Arc<Self>, range: ByteRange) -> Begun {
         let mut state = self.state();
         state.used = Some(Instant::now());
-        let Plan::Blocks { needed, ahead_to } = state.window.plan(range.start(), range.len())
-        else {
-            state.blocks.clear();
-            drop(state);
-            return self.quickly(range).map_or(Begun::Exact(range), Begun::Done);
+        let blocks = match state.window.plan(range.start(), range.len()) {
+            Plan::Exact => {
+                state.blocks.clear();
+                None
+            }
+            Plan::Blocks { needed, ahead_to } => {
+                state.recent.clear();
+                let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
+                let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
+                self.line_up(&mut state, &needed, ahead_to)
+            }
         };
-        state.recent.clear();
-        if ahead == Ahead::Kernel && self.source.is_near() {
-            if let Some(blocks) = state.at_hand(&needed) {
-                return Begun::of(range, blocks);
-            }
-            drop(state);
-            if let Some(bytes) = self.quickly(range) {
-                return Begun::Done(bytes);
-            }
-            state = self.state();
-        }
-        let in_time = self.source.speed().map_or(u64::MAX, blocks_in_time);
-        let ahead_to = ahead_to.min(needed.end().saturating_add(in_time));
-        match self.line_up(&mut state, &needed, ahead_to) {
-            Some(blocks) => Begun::of(range, blocks),
-            None => Begun::Exact(range),
+        drop(state);
+        match blocks {
+            Some(blocks) => match &blocks[..] {
+                [block] if let Some(bytes) = block.bytes.get() => {
+                    Begun::Done(part(range, block.range, bytes))
+                }
+                _ => Begun::Blocks(range, blocks),
+            },
+            None => self.quickly(range).map_or(Begun::Exact(range), Begun::Done),
         }
     }
 
@@ -175,10 +138,10 @@ impl<F: Fetch> Prefetcher<F> {
     }
 
     fn quickly(&self, range: ByteRange) -> Option<Bytes> {
-        let groups = proof::widened(range, self.size_bytes);
-        if groups.len() > BLOCK_BYTES {
+        if range.start() / BLOCK_BYTES != (range.end() - 1) / BLOCK_BYTES {
             return None;
         }
+        let groups = proof::widened(range, self.size_bytes);
         if let Some((known, bytes)) = self.recent(groups) {
             return Some(part(range, known, &bytes));
         }
@@ -205,7 +168,8 @@ impl<F: Fetch> Prefetcher<F> {
         ahead_to: u64,
     ) -> Option<Vec<Arc<Block>>> {
         let block_last = (self.size_bytes - 1) / BLOCK_BYTES;
-        state.keep(needed.start().saturating_sub(BLOCKS_BEHIND)..=ahead_to);
+        let keep = needed.start().saturating_sub(BLOCKS_BEHIND)..=ahead_to;
+        state.blocks.retain(|index, _| keep.contains(index));
         let mut blocks = Vec::new();
         for index in *needed.start()..=ahead_to.min(block_last) {
             let is_needed = needed.contains(&index);

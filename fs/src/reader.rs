@@ -13,14 +13,12 @@ use crate::error::FsError;
 use crate::fetch::Content;
 use crate::headers::{Claim, Headers, header_range};
 use crate::mirror::Mirror;
-use crate::prefetch::{Ahead, BLOCKS_AHEAD_MAX, Begun, Fetch, Prefetcher};
+use crate::prefetch::{BLOCKS_AHEAD_MAX, Begun, Fetch, Prefetcher};
 use crate::remote::Hosts;
-use crate::replicas::{Health, Route, any_well, routes};
+use crate::replicas::{Route, any_well, routes};
 use crate::tally::Tally;
 use crate::tree::{ImageNode, Inode, Tree};
 
-/// As much as the kernel asks for where nobody could widen its read-ahead.
-const UNWIDENED_BYTES: u64 = 128 << 10;
 /// The kernel's second try comes at once; a person's comes later than this.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
 /// Where all hosts have been away for longer than a read waits, the next ones wait only so long: a
@@ -62,7 +60,6 @@ pub(crate) enum Reading {
 /// A read that waits for something.
 pub(crate) struct Waiting {
     range: ByteRange,
-    ahead: Ahead,
     kept: Kept,
     /// None where it waits for the header that is kept.
     begun: Option<Begun>,
@@ -150,13 +147,9 @@ impl Reader {
         }
         let (failed, source) = (self.failed(), self.bytes.source());
         let kept = self.kept(range, asker);
-        let ahead = match asker {
-            Asker::PageCache if range.len() > UNWIDENED_BYTES => Ahead::Kernel,
-            Asker::PageCache | Asker::Program => Ahead::Us,
-        };
         match kept {
             Kept::Whole if failed.is_some() || !source.any_well() => {
-                return Ok(Reading::Waiting(Waiting { range, ahead, kept, begun: None }));
+                return Ok(Reading::Waiting(Waiting { range, kept, begun: None }));
             }
             Kept::Part if !source.any_well() => return Err(self.give_up(range)),
             Kept::Whole | Kept::Part | Kept::No => {}
@@ -164,18 +157,18 @@ impl Reader {
         if let Some(error) = failed {
             return Err(error);
         }
-        match self.bytes.begin(range, ahead) {
+        match self.bytes.begin(range) {
             Begun::Done(bytes) => {
                 self.bytes.source().source.tally.read(&Ok(bytes.clone()));
                 Ok(Reading::Done(bytes))
             }
-            begun => Ok(Reading::Waiting(Waiting { range, ahead, kept, begun: Some(begun) })),
+            begun => Ok(Reading::Waiting(Waiting { range, kept, begun: Some(begun) })),
         }
     }
 
     /// The bytes of what was begun, within the read deadline.
     pub(crate) async fn finish(&self, waiting: Waiting) -> Result<Bytes, FsError> {
-        let Waiting { range, ahead, kept, begun } = waiting;
+        let Waiting { range, kept, begun } = waiting;
         let source = self.bytes.source();
         let result = match begun {
             Some(begun) => tokio::select! {
@@ -198,7 +191,7 @@ impl Reader {
             (Some(result), _) => result,
             (None, Some(error)) => return Err(error),
             // What was kept is of no use: the hosts may yet deliver.
-            (None, None) => self.bytes.finish(self.bytes.begin(range, ahead)).await,
+            (None, None) => self.bytes.finish(self.bytes.begin(range)).await,
         };
         source.source.tally.read(&result);
         *lock(&self.failed) = result.as_ref().err().map(|error| (Instant::now(), error.clone()));
@@ -292,12 +285,10 @@ impl Fetch for ImageSource {
         Some(bytes)
     }
 
-    fn is_near(&self) -> bool {
-        self.best_host(|health, address, now| health.is_near(address, now)).unwrap_or(false)
-    }
-
     fn speed(&self) -> Option<u64> {
-        self.best_host(Health::speed)?
+        let (routes, _) = self.plan();
+        let first = routes.first()?;
+        self.source.hosts.with_health(|health| health.speed(&first.address, Instant::now()))
     }
 }
 
@@ -381,12 +372,6 @@ impl ImageSource {
         let content = Content { size_bytes: image.size_bytes, blake3 };
         let now = Instant::now();
         (hosts.with_health(|health| routes(&tree, image, health, host, now)), content)
-    }
-
-    fn best_host<T>(&self, look: impl FnOnce(&Health, &str, Instant) -> T) -> Option<T> {
-        let (routes, _) = self.plan();
-        let address = &routes.first()?.address;
-        Some(self.source.hosts.with_health(|health| look(health, address, Instant::now())))
     }
 
     fn any_well(&self) -> bool {

@@ -15,11 +15,6 @@ const SPEED_KEPT: Duration = Duration::from_secs(60);
 /// Hosts of this speed and above are as good as one another.
 const FAST_BYTES_PER_S: u64 = 1 << 30;
 
-/// A host is near if its answers begin so soon, and go on at such a speed: a block comes within some
-/// 16 ms, and two at once fill 10 Gbit/s.
-const NEAR_LATENCY: Duration = Duration::from_millis(1);
-const NEAR_BYTES_PER_S: u64 = 64 << 20;
-
 /// A host that answered is taken to be well for so long, even if the catalogue is not connected to it.
 const ANSWER_KEPT: Duration = Duration::from_secs(60);
 
@@ -48,8 +43,6 @@ struct Host {
     answered: Option<Instant>,
     /// Bytes per second, when they were last measured.
     speed: Option<(u64, Instant)>,
-    /// How soon an answer began when it was quickest lately: what the way there takes at least.
-    latency: Option<(Duration, Instant)>,
 }
 
 impl Health {
@@ -66,7 +59,6 @@ impl Health {
         let newly = host.bad_since.is_none();
         host.bad_since.get_or_insert(now);
         host.answered = None;
-        host.latency = None;
         newly
     }
 
@@ -89,34 +81,6 @@ impl Health {
         // The newest counts half.
         let kept = speed.filter(|(_, at)| now.saturating_duration_since(*at) < SPEED_KEPT);
         *speed = Some((kept.map_or(found, |(before, _)| before.midpoint(found)), now));
-    }
-
-    /// It answered somebody who did not wait to see whether it is back.
-    pub(crate) fn went_on(&mut self, address: &str, now: Instant) {
-        let host = self.host(address);
-        if host.bad_since.is_none() {
-            host.answered = Some(now);
-        }
-    }
-
-    /// An answer of it began so long after it was asked.
-    pub(crate) fn began_after(&mut self, address: &str, took: Duration, now: Instant) {
-        let latency = &mut self.host(address).latency;
-        let kept = latency
-            .filter(|(least, at)| *least < took && now.saturating_duration_since(*at) < SPEED_KEPT);
-        *latency = Some(kept.unwrap_or((took, now)));
-    }
-
-    /// An answer that was to come in a moment did not: how near it is has to be found out anew.
-    pub(crate) fn was_late(&mut self, address: &str) {
-        self.host(address).latency = None;
-    }
-
-    /// Whether a block of it comes in a moment.
-    pub(crate) fn is_near(&self, address: &str, now: Instant) -> bool {
-        let latency = self.hosts.get(address).and_then(|host| host.latency);
-        latency.is_some_and(|(it, _)| it <= NEAR_LATENCY)
-            && self.speed(address, now).is_some_and(|it| it >= NEAR_BYTES_PER_S)
     }
 
     /// It sent bytes that are not the image's. True if that was not known.
@@ -341,34 +305,6 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_near_when_its_answers_begin_soon_and_are_quick() {
-        let (mut health, now) = (Health::default(), Instant::now());
-        let ms = Duration::from_millis;
-        let near = |health: &Health, now| health.is_near("host-1:1", now);
-        let tell = |health: &mut Health, latency, took, now| {
-            health.began_after("host-1:1", latency, now);
-            health.measured("host-1:1", 1 << 20, took, now);
-            near(health, now)
-        };
-        assert!(!tell(&mut health, ms(9), ms(10), now), "far");
-        // Its way is as short as the shortest; a slow answer is so for another reason.
-        assert!(tell(&mut health, ms(1), ms(10), now));
-        assert!(tell(&mut health, ms(50), ms(12), now));
-        assert!(!tell(&mut health, ms(1), ms(100), now), "slow, as if nobody else was served");
-        assert!(tell(&mut health, ms(1), ms(1), now));
-        assert!(!near(&health, now + SPEED_KEPT), "nobody knows");
-        // Elsewhere since, behind the same address.
-        assert!(!tell(&mut health, ms(9), ms(1), now + SPEED_KEPT));
-        assert!(tell(&mut health, ms(1), ms(1), now));
-        health.was_late("host-1:1");
-        assert!(!near(&health, now));
-        assert!(tell(&mut health, ms(1), ms(1), now));
-        assert!(health.failed("host-1:1", now));
-        health.succeeded("host-1:1", now);
-        assert!(!near(&health, now), "it has been away");
-    }
-
-    #[test]
     fn a_host_is_well_while_it_answers_or_the_catalogue_is_connected_to_it() {
         let now = Instant::now();
         let (later, much_later) = (now + ANSWER_KEPT / 2, now + ANSWER_KEPT * 2);
@@ -387,10 +323,7 @@ mod tests {
         health.succeeded("host-2:1", now);
         assert_eq!(well(&tree, &health, later), [1, 2, 3]);
         assert_eq!(well(&tree, &health, much_later), [1]);
-        health.went_on("host-2:1", later);
-        assert_eq!(well(&tree, &health, later + ANSWER_KEPT / 2), [1, 2, 3]);
         health.failed("host-2:1", now);
-        health.went_on("host-2:1", later);
         assert_eq!(well(&tree, &health, now), [1]);
         health.failed("host-1:1", now);
         assert!(well(&tree, &health, now).is_empty());

@@ -13,7 +13,7 @@ use crate::mountpoint;
 use crate::notify::Notifications;
 use crate::options::Others;
 use crate::quick::WAITING_MAX;
-use crate::{MountError, READ_AHEAD_BYTES};
+use crate::{MountError, READ_REQUEST_BYTES};
 
 /// Threads that take requests from the kernel: those that may wait for a moment, and as many as
 /// there are processors to answer what memory knows.
@@ -102,11 +102,11 @@ fn of_a_user(others: Others) -> &'static str {
     }
 }
 
-/// The kernel asks for no more at once than the device's read-ahead; its default is 128 KiB.
+/// The kernel asks for as much at once as the device's read-ahead allows; its default is 128 KiB.
 fn widen_read_ahead(path: &Path) {
     let Some(device) = mountpoint::device(path) else { return };
     let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&setting, (READ_AHEAD_BYTES >> 10).to_string()) {
+    if let Err(error) = std::fs::write(&setting, (READ_REQUEST_BYTES >> 10).to_string()) {
         debug!(setting, %error, "read-ahead stays at the kernel's default");
     }
 }

@@ -38,7 +38,6 @@ enum Manner {
 struct Agent {
     address: String,
     asked: Arc<AtomicUsize>,
-    connections: Arc<AtomicUsize>,
     recovered: Arc<AtomicBool>,
 }
 
@@ -55,16 +54,9 @@ impl Agent {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address").to_string();
         let (asked, recovered) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let connections = Arc::<AtomicUsize>::default();
-        let agent = Self {
-            address,
-            asked: Arc::clone(&asked),
-            connections: Arc::clone(&connections),
-            recovered: Arc::clone(&recovered),
-        };
+        let agent = Self { address, asked: Arc::clone(&asked), recovered: Arc::clone(&recovered) };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                connections.fetch_add(1, Ordering::SeqCst);
                 let (asked, recovered) = (Arc::clone(&asked), Arc::clone(&recovered));
                 // Whoever asked may hang up at any time.
                 tokio::spawn(async move { drop(serve(stream, manner, &asked, &recovered).await) });
@@ -345,68 +337,4 @@ async fn a_small_range_is_read_at_once_from_a_host_that_is_known_and_well() {
         world.hosts.distrust(&world.agents[0].address, "a test");
         assert!(!quickly(), "{manner:?}: it is not well");
     }
-}
-
-impl World {
-    /// Its only agent is connected to, and thought to be near.
-    async fn near(manner: Manner) -> Self {
-        let world = Self::of(&[manner]).await;
-        let address = &world.agents[0].address;
-        world.hosts.channels().ping(address).await.expect("it answers");
-        world.hosts.with_health(|health| {
-            let now = Instant::now();
-            health.began_after(address, Duration::from_micros(100), now);
-            health.measured(address, 2 << 30, Duration::from_secs(1), now);
-        });
-        assert!(world.is_near());
-        world
-    }
-
-    fn is_near(&self) -> bool {
-        let address = &self.agents[0].address;
-        self.hosts.with_health(|health| health.is_near(address, Instant::now()))
-    }
-
-    fn fetch_quickly(&self, size_bytes: u64) -> bool {
-        let range = ByteRange::clamped(0, size_bytes, size_bytes);
-        let content = Content { size_bytes, blake3: None };
-        let found = self.hosts.fetch_quickly(&self.routes(), content, range);
-        assert!(found.as_ref().is_none_or(|bytes| *bytes == bytes_of(range)), "others' bytes");
-        found.is_some()
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_long_range_is_read_at_once_only_from_a_host_that_is_near() {
-    const LONG: u64 = 2 * quick::SMALL_BYTES_MAX;
-    let near = World::near(Manner::Good).await;
-    // On a busy machine it takes more than a moment now and then.
-    assert!((0..20).any(|_| near.fetch_quickly(LONG)));
-    let far = World::of(&[Manner::Good]).await;
-    far.hosts.channels().ping(&far.agents[0].address).await.expect("it answers");
-    assert!(!far.fetch_quickly(LONG));
-    assert_eq!(far.asked(), [0]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_is_near_no_more_is_found_out_by_one_read() {
-    let world = World::near(Manner::Slow).await;
-    assert!(!world.fetch_quickly(LARGE));
-    assert!(!world.is_near());
-    assert!(!world.fetch_quickly(LARGE));
-    assert_eq!(world.asked(), [1]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_refuses_is_near_and_its_connection_kept() {
-    let world = World::near(Manner::Refusing(Reason::NotFound)).await;
-    // On a busy machine even a refusal takes more than a moment now and then.
-    let refused_in_time = || !world.fetch_quickly(LARGE) && world.is_near();
-    assert!((0..20).any(|_| refused_in_time()));
-    let connections = world.agents[0].connections.load(Ordering::SeqCst);
-    for _ in 0..20 {
-        assert!(!world.fetch_quickly(SMALL));
-    }
-    let more = world.agents[0].connections.load(Ordering::SeqCst) - connections;
-    assert!(more < 10, "{more} connections for 20 refusals");
 }

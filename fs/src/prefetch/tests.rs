@@ -24,23 +24,11 @@ struct Failing {
     size_bytes: u64,
     /// Every so manieth call fails; 0 for none.
     every: usize,
-    /// Every so manieth call would take longer than a moment; 0 for none.
-    late_every: usize,
     calls: AtomicUsize,
     under_way: AtomicUsize,
     under_way_most: AtomicUsize,
     fetched_bytes: AtomicUsize,
     speed: Option<u64>,
-    nearness: Nearness,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-enum Nearness {
-    #[default]
-    Far,
-    Near,
-    /// As the network changes.
-    NowAndThen,
 }
 
 impl Fetch for Arc<Failing> {
@@ -62,43 +50,27 @@ impl Fetch for Arc<Failing> {
         Ok(bytes_of(range).into())
     }
 
-    fn is_near(&self) -> bool {
-        match self.nearness {
-            Nearness::Far => false,
-            Nearness::Near => true,
-            Nearness::NowAndThen => self.calls.load(Ordering::Relaxed) % 4 < 2,
-        }
-    }
-
     fn speed(&self) -> Option<u64> {
         self.speed
     }
 
     fn fetch_quickly(&self, range: ByteRange) -> Option<Bytes> {
         assert_eq!(range, proof::widened(range, self.size_bytes), "in whole groups");
-        assert!(range.len() <= BLOCK_BYTES, "of a block's length at most");
+        // Now and then it would take too long.
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.late_every > 0 && call.is_multiple_of(self.late_every) {
-            return None;
-        }
-        self.fetched_bytes.fetch_add(range.len() as usize, Ordering::Relaxed);
-        Some(bytes_of(range).into())
+        (!call.is_multiple_of(3)).then(|| bytes_of(range).into())
     }
 }
 
 async fn read(bytes: &Arc<Prefetcher<Arc<Failing>>>, range: ByteRange) -> Result<Bytes, FsError> {
-    let ahead = if range.len() > 128 * KIB { Ahead::Kernel } else { Ahead::Us };
-    let begun = bytes.begin(range, ahead);
+    let begun = bytes.begin(range);
     bytes.finish(begun).await
 }
 
 fn prefetcher(size_bytes: u64, every: usize, budget: usize) -> Arc<Prefetcher<Arc<Failing>>> {
-    from(Failing { size_bytes, every, ..Failing::default() }, budget)
-}
-
-fn from(source: Failing, budget: usize) -> Arc<Prefetcher<Arc<Failing>>> {
-    let (size_bytes, budget) = (source.size_bytes, Arc::new(Semaphore::new(budget)));
-    Arc::new(Prefetcher::new(size_bytes, Arc::new(source), budget, Arc::default()))
+    let source = Arc::new(Failing { size_bytes, every, ..Failing::default() });
+    let budget = Arc::new(Semaphore::new(budget));
+    Arc::new(Prefetcher::new(size_bytes, source, budget, Arc::default()))
 }
 
 fn within<T>(test: impl Future<Output = T>) -> T {
@@ -138,14 +110,10 @@ proptest! {
         size_bytes in 1..5 * MIB,
         every in prop_oneof![Just(0_usize), 2..9_usize],
         budget in prop_oneof![Just(1_usize), Just(3), Just(BLOCKS_AHEAD_MAX)],
-        nearness in prop_oneof![
-            Just(Nearness::Far), Just(Nearness::Near), Just(Nearness::NowAndThen),
-        ],
         steps in steps(),
     ) {
         within(async {
-            let source = Failing { size_bytes, every, late_every: 3, nearness, ..Failing::default() };
-            let bytes = from(source, budget);
+            let bytes = prefetcher(size_bytes, every, budget);
             let try_read = async |start: u64, len: u64| {
                 let range = ByteRange::clamped(start, len, size_bytes);
                 if range.is_empty() {
@@ -200,52 +168,6 @@ fn a_steady_reader_fetches_each_byte_once_and_some_ahead() {
 }
 
 #[test]
-fn from_hosts_that_are_near_only_what_the_kernel_asks_for_is_fetched() {
-    within(async {
-        let (size_bytes, nearness) = (20 * MIB, Nearness::Near);
-        let bytes = from(Failing { size_bytes, nearness, ..Failing::default() }, BLOCKS_AHEAD_MAX);
-        // Not where blocks begin, as its read-ahead of `cat` asks.
-        let places = (384 * KIB..19 * MIB).step_by(MIB as usize);
-        for at in places.clone() {
-            let range = ByteRange::clamped(at, MIB, size_bytes);
-            assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
-        }
-        let fetched = bytes.source().fetched_bytes.load(Ordering::Relaxed) as u64;
-        assert_eq!(fetched, places.count() as u64 * MIB, "nothing twice, nothing ahead");
-    });
-}
-
-#[test]
-fn where_nobody_has_a_moment_blocks_are_fetched_ahead_and_used() {
-    within(async {
-        let (size_bytes, nearness) = (20 * MIB, Nearness::Near);
-        let source = Failing { size_bytes, nearness, late_every: 1, ..Failing::default() };
-        let bytes = from(source, BLOCKS_AHEAD_MAX);
-        for at in (0..20 * MIB).step_by(MIB as usize) {
-            let range = ByteRange::clamped(at, MIB, size_bytes);
-            assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
-        }
-        let fetched = bytes.source().fetched_bytes.load(Ordering::Relaxed) as u64;
-        assert_eq!(fetched, size_bytes, "nothing twice");
-        assert!(bytes.source().under_way_most.load(Ordering::Relaxed) > 1, "none ahead");
-    });
-}
-
-#[test]
-fn what_was_on_its_way_when_a_host_proved_near_is_used() {
-    within(async {
-        let (size_bytes, nearness) = (20 * MIB, Nearness::NowAndThen);
-        let bytes = from(Failing { size_bytes, nearness, ..Failing::default() }, BLOCKS_AHEAD_MAX);
-        for at in (0..20 * MIB).step_by(MIB as usize) {
-            let range = ByteRange::clamped(at, MIB, size_bytes);
-            assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
-        }
-        let fetched = bytes.source().fetched_bytes.load(Ordering::Relaxed) as u64;
-        assert_eq!(fetched, size_bytes, "nothing twice");
-    });
-}
-
-#[test]
 fn no_more_is_under_way_than_the_mount_allows() {
     within(async {
         let bytes = prefetcher(40 * MIB, 0, 2);
@@ -263,8 +185,9 @@ fn on_a_slow_link_nothing_is_in_the_way_of_the_block_that_is_needed() {
     for (speed, most) in [(None, 9), (Some(MIB - 1), 1), (Some(2 * MIB), 3), (Some(1 << 40), 9)] {
         within(async {
             let size_bytes = 40 * MIB;
-            let source = Failing { size_bytes, speed, ..Failing::default() };
-            let bytes = from(source, BLOCKS_AHEAD_MAX);
+            let source = Arc::new(Failing { size_bytes, speed, ..Failing::default() });
+            let budget = Arc::new(Semaphore::new(BLOCKS_AHEAD_MAX));
+            let bytes = Arc::new(Prefetcher::new(size_bytes, source, budget, Arc::default()));
             for at in (0..30 * MIB).step_by(MIB as usize) {
                 let range = ByteRange::clamped(at, MIB, size_bytes);
                 assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
