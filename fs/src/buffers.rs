@@ -3,11 +3,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use isotope_proto::channel::{HEAD_BYTES, PROOF_BYTES_MAX, RANGE_BYTES_MAX};
+
 /// Below so many bytes the allocator has memory at hand.
 const SMALL_BYTES: usize = 64 << 10;
 /// What is larger has room for the longest answer that an agent may give, whatever its length: to
-/// make a block larger is to copy it. Pages that are not written to cost nothing.
-const LARGE_BYTES: usize = (1 << 20) + (8 << 10);
+/// make a block larger is to copy it. Pages that were never written to cost nothing.
+const LARGE_BYTES: usize = HEAD_BYTES + (PROOF_BYTES_MAX + RANGE_BYTES_MAX) as usize;
 /// Free blocks kept: as many as a few steady readers have under way.
 const KEPT_MAX: usize = 32;
 

@@ -219,6 +219,7 @@ impl Hosts {
         let (wide, wanted) = wanted(route, content, range);
         let quick = &self.channels().quick;
         let delivered = quick.read(&route.address, &wanted, content.size_bytes)?;
+        self.with_health(|health| health.went_on(&route.address, Instant::now()));
         // What is wrong with the bytes is found once more, and dealt with, the long way.
         checked(&route.address, content, range, wide, &delivered).ok()
     }

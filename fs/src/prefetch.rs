@@ -23,7 +23,7 @@ const BLOCKS_BEHIND: u64 = 4;
 /// Of what was fetched for a seeking reader so much is kept: programs that read a CD-ROM's 2 KiB
 /// sectors come back to the group that they have just read from.
 const RECENT_BYTES_MAX: u64 = 1 << 20;
-/// What is longer is in the page cache, and lies in memory that is needed for what comes next.
+/// What is longer is in the page cache, and its answer in a whole block's memory (`buffers.rs`).
 const RECENT_EACH_MAX: u64 = 48 << 10;
 /// What is fetched ahead is no more than comes in so long.
 const AHEAD_MAX: Duration = Duration::from_secs(1);

@@ -68,6 +68,14 @@ impl Health {
         host.answered = Some(now);
     }
 
+    /// It answered somebody on a short cut, which looks only for hosts that are well.
+    pub(crate) fn went_on(&mut self, address: &str, now: Instant) {
+        let host = self.host(address);
+        if host.bad_since.is_none() {
+            host.answered = Some(now);
+        }
+    }
+
     fn answers(&self, address: &str, now: Instant) -> bool {
         let answered = self.hosts.get(address).and_then(|host| host.answered);
         answered.is_some_and(|at| now.saturating_duration_since(at) < ANSWER_KEPT)
@@ -323,7 +331,10 @@ mod tests {
         health.succeeded("host-2:1", now);
         assert_eq!(well(&tree, &health, later), [1, 2, 3]);
         assert_eq!(well(&tree, &health, much_later), [1]);
+        health.went_on("host-2:1", later);
+        assert_eq!(well(&tree, &health, later + ANSWER_KEPT / 2), [1, 2, 3]);
         health.failed("host-2:1", now);
+        health.went_on("host-2:1", later);
         assert_eq!(well(&tree, &health, now), [1]);
         health.failed("host-1:1", now);
         assert!(well(&tree, &health, now).is_empty());

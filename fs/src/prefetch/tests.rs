@@ -215,6 +215,20 @@ fn the_sectors_of_a_group_are_fetched_once() {
 }
 
 #[test]
+fn what_is_long_is_not_kept_for_a_seeking_reader() {
+    within(async {
+        let bytes = prefetcher(64 * MIB, 0, BLOCKS_AHEAD_MAX);
+        for (place, len, kept) in
+            [(10 * MIB, RECENT_EACH_MAX, 1), (40 * MIB, RECENT_EACH_MAX + KIB, 1)]
+        {
+            let range = ByteRange::clamped(place, len, 64 * MIB);
+            assert!(read(&bytes, range).await == Ok(bytes_of(range).into()));
+            assert_eq!(bytes.state().recent.len(), kept);
+        }
+    });
+}
+
+#[test]
 fn a_block_that_failed_ahead_is_fetched_when_it_is_needed() {
     within(async {
         let bytes = prefetcher(8 * MIB, 2, BLOCKS_AHEAD_MAX);
